@@ -1,0 +1,246 @@
+"""Every op on an `HPUTensor` comes through here: run it, give the result our type, keep the books."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gaudi.emulator import accounting, capture, events
+from lightning_gaudi.emulator.memory import Block
+from lightning_gaudi.emulator.mode import is_lazy
+from lightning_gaudi.emulator.ops import OpInfo, OpKind, info_of
+from lightning_gaudi.emulator.tensor import HPUTensor, block_of, wrap
+
+_aten = torch.ops.aten
+_no_dispatch = torch._C._DisableTorchDispatch  # type: ignore[attr-defined]
+_is_alias_of = torch._C._is_alias_of
+
+Handler = Callable[[OpInfo, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def dispatch(
+    func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+) -> Any:
+    """Run one op. The work happens on the same objects below PyTorch's Python key."""
+    info = info_of(func)
+    handler = _handlers.get(func)
+    if handler is not None:
+        return handler(info, args, kwargs or {})
+    return _run(info, args, kwargs or {})
+
+
+def _run(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    kind = info.kind
+    if kind is not OpKind.COMPUTE:
+        return _run_special(info, args, kwargs)
+    if not info.has_card_kernel:
+        return _run_on_host(info, args, kwargs)
+    graph = accounting.pending()
+    part = accounting.describe(graph, info, args, kwargs)
+    with _no_dispatch():
+        out = info.func(*args, **kwargs)
+    return _finish(info, args, kwargs, out, graph, part)
+
+
+def _finish(
+    info: OpInfo,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    out: Any,
+    graph: accounting.LazyGraph,
+    part: tuple[Any, ...],
+) -> Any:
+    """Type the results, add the op to its graph and, while capturing, to the capture."""
+    place = len(graph.ops)
+    is_compute = not info.may_alias
+    if type(out) is Tensor:
+        block = _block_of_alias(out, args) if info.may_alias else None
+        if block is None:
+            is_compute = True
+            block = Block(out.untyped_storage().nbytes(), graph)
+        out = wrap(out, block)
+        out._node = (graph, place)
+    elif type(out) is tuple or type(out) is list:
+        wrapped = []
+        for number, item in enumerate(out):
+            if type(item) is Tensor:
+                block = _block_of_alias(item, args) if info.may_alias else None
+                if block is None:
+                    is_compute = True
+                    block = Block(item.untyped_storage().nbytes(), graph)
+                item = wrap(item, block)
+                # A result of its own needs a place of its own; none of a recipe is that long.
+                item._node = (graph, place + (number << 32))
+            wrapped.append(item)
+        out = type(out)(wrapped)
+    for position in info.writes:
+        target = kwargs.get(position) if type(position) is str else args[position]  # type: ignore[index]
+        for tensor in target if type(target) in (list, tuple) else (target,):
+            if type(tensor) is HPUTensor:
+                block_of(tensor).writer = graph
+                tensor._node = (graph, place)
+                is_compute = True
+    accounting.commit(graph, part, is_compute)
+    if capture.current is not None:
+        capture.current.add(info, args, kwargs, out)
+    elif not is_lazy():
+        accounting.commit_eager(graph, info.name)
+    return out
+
+
+def _block_of_alias(out: Tensor, args: tuple[Any, ...]) -> Block | None:
+    """The block of the input whose storage a result shares; None for a result of its own.
+
+    Storage decides, not the schema: ``reshape``, ``contiguous`` and ``to`` declare an alias and may
+    copy.
+    """
+    for value in args:
+        if type(value) is HPUTensor and _is_alias_of(out, value):
+            return block_of(value)
+    return None
+
+
+def _run_special(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if info.kind is OpKind.HOST_READ:
+        accounting.before_host_read(info.name)
+    elif info.kind is OpKind.DATA_DEPENDENT:
+        accounting.before_host_read(info.name)
+        if capture.current is not None:
+            capture.current.bake(info)
+    _check_devices(info, args, kwargs)
+    with _no_dispatch():
+        out = info.func(*args, **kwargs)
+    return _wrap_all(out)
+
+
+def _run_on_host(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A CPU fallback: what is pending is flushed, the op is no part of any recipe."""
+    if capture.current is not None:
+        capture.current.refuse_fallback(info)
+    accounting.fall_back(info.name)
+    _check_devices(info, args, kwargs)
+    with _no_dispatch():
+        out = info.func(*args, **kwargs)
+    return _wrap_all(out)
+
+
+def _check_devices(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check an op that joins no graph: nothing is pending when it runs."""
+    accounting.describe(accounting.LazyGraph(), info, args, kwargs)
+
+
+def _wrap_all(out: Any) -> Any:
+    if type(out) is Tensor:
+        return wrap(out)
+    if type(out) in (tuple, list):
+        return type(out)(wrap(item) if type(item) is Tensor else item for item in out)
+    return out
+
+
+# --- ops that are more than themselves ------------------------------------------------------------
+
+
+def _copy_(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``copy_``: between two HPU tensors an op, otherwise a transfer."""
+    target, source = args[0], args[1]
+    if type(target) is HPUTensor and type(source) is HPUTensor:
+        return _run(info, args, kwargs)
+    if type(target) is HPUTensor:
+        if accounting.is_pending(target):
+            accounting.flush("h2d")
+        if capture.current is not None:
+            capture.current.add_constant(target, source)
+        events.emit("h2d", info.name)
+    else:
+        accounting.flush("d2h")
+        events.emit("d2h", info.name)
+    with _no_dispatch():
+        return info.func(*args, **kwargs)
+
+
+def _to_copy(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``_to_copy``: a transfer where `to_host` asked for one, otherwise an op on the device.
+
+    A composite that hands on ``device=cpu`` means "the same device": C++ knows no better.
+    """
+    source = args[0]
+    if not _host_requests or _host_requests[-1] is not source:
+        return _run(info, args, kwargs)
+    _host_requests[-1] = None
+    if accounting.is_pending(source):
+        accounting.flush("d2h")
+    events.emit("d2h", info.name)
+    with _no_dispatch():
+        return info.func(*args, **kwargs)
+
+
+_host_requests: list[Tensor | None] = []
+
+
+def to_host(tensor: HPUTensor, **options: Any) -> Tensor:
+    """Copy to the CPU, visibly to dispatch modes as the ``_to_copy`` that a card would run.
+
+    Args:
+        tensor: The source; autograd does not see the copy.
+        options: ``dtype``, ``memory_format``, ``non_blocking`` as for ``Tensor.to``.
+
+    Returns:
+        A plain CPU tensor that shares nothing with the source.
+    """
+    _host_requests.append(tensor)
+    try:
+        return _aten._to_copy.default(tensor, device=torch.device("cpu"), **options)  # type: ignore[no-any-return]
+    finally:
+        _host_requests.pop()
+
+
+def _detach(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``detach`` and ``alias``: the same tensor to a recipe, under another Python object."""
+    source = args[0]
+    with _no_dispatch():
+        out = wrap(info.func(*args, **kwargs), block_of(source))
+    out._node = source._node
+    return out
+
+
+def _lift_fresh(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0]
+
+
+def _change_storage(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``set_`` and ``resize_``: the tensor's block must follow its storage."""
+    tensor = args[0]
+    with _no_dispatch():
+        out = info.func(*args, **kwargs)
+    source = args[1] if len(args) > 1 else None
+    if type(source) is HPUTensor:
+        tensor._block, tensor._node = block_of(source), source._node
+    elif type(tensor) is HPUTensor:
+        nbytes = tensor.untyped_storage().nbytes()
+        block = tensor._block
+        if block is not None and info.name.startswith("resize"):
+            block.resize(nbytes)
+        else:
+            tensor._block = Block(nbytes)
+        tensor._node = (None, 0)
+    return out
+
+
+_handlers: dict[Any, Handler] = {
+    _aten.copy_.default: _copy_,
+    _aten._to_copy.default: _to_copy,
+    _aten.detach.default: _detach,
+    _aten.alias.default: _detach,
+    _aten.lift_fresh.default: _lift_fresh,
+    **{getattr(_aten.set_, name): _change_storage for name in _aten.set_.overloads()},
+    _aten.resize_.default: _change_storage,
+    _aten.resize_as_.default: _change_storage,
+}
+
+
+def attach() -> None:
+    """Make `dispatch` what PyTorch calls for every op on an `HPUTensor`."""
+    HPUTensor.__torch_dispatch__ = staticmethod(dispatch)  # type: ignore[assignment, method-assign]

@@ -1,0 +1,92 @@
+"""What the emulated HPU did, in order: counters that always run, and a record on request.
+
+A record costs a walk over the Python stack for every event, so it is opt-in::
+
+    with record() as events:
+        trainer.fit(module)
+    assert [event.kind for event in events if event.kind == "compile"] == []
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lightning_gaudi.emulator.source import source_line
+
+EventKind = Literal[
+    "mark_step",
+    "flush",
+    "compile",
+    "capture_begin",
+    "capture_end",
+    "replay",
+    "host_read",
+    "h2d",
+    "d2h",
+    "cpu_fallback",
+]
+EVENT_KINDS: tuple[str, ...] = get_args(EventKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that the emulated HPU did.
+
+    Attributes:
+        kind: What happened.
+        cause: Why: the op, the call, or what forced the flush.
+        line: The user's source line, ``"path:number"``.
+        detail: More where there is more to say: the shapes that a compilation was for.
+    """
+
+    kind: EventKind
+    cause: str
+    line: str
+    detail: str = ""
+
+
+counts: dict[str, int] = dict.fromkeys(EVENT_KINDS, 0)
+"""How often each kind of event has happened in this process. Never reset: take differences."""
+
+_records: list[list[Event]] = []
+
+
+def is_recording() -> bool:
+    """Whether somebody listens, so that details are worth computing."""
+    return bool(_records)
+
+
+def emit(kind: EventKind, cause: str, detail: str = "") -> None:
+    """Count an event and, where a record is open, append it there."""
+    counts[kind] += 1
+    if _records:
+        event = Event(kind=kind, cause=cause, line=source_line(), detail=detail)
+        for record_ in _records:
+            record_.append(event)
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Neither count nor record what happens in the block."""
+    before, open_records = dict(counts), list(_records)
+    _records.clear()
+    try:
+        yield
+    finally:
+        counts.update(before)
+        _records[:] = open_records
+
+
+@contextmanager
+def record() -> Iterator[list[Event]]:
+    """Record the events of the ``with`` block, in order, into the list it yields."""
+    events: list[Event] = []
+    _records.append(events)
+    try:
+        yield events
+    finally:
+        # By identity: two open records with equal contents are equal lists.
+        _records[:] = [other for other in _records if other is not events]

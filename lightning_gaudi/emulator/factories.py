@@ -1,0 +1,55 @@
+"""How tensors come to be on the emulated HPU: every factory ends in one of these two kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gaudi.emulator import mode
+from lightning_gaudi.emulator.tensor import wrap
+from lightning_gaudi.emulator.transfer import check_index
+
+_registrations: list[Any] = []
+
+
+def _empty(
+    size: Any,
+    dtype: torch.dtype | None = None,
+    layout: Any = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    _check(device)
+    plain = torch.empty(
+        size, dtype=dtype, device="cpu", memory_format=memory_format or torch.contiguous_format
+    )
+    return wrap(plain)
+
+
+def _empty_strided(
+    size: Any,
+    stride: Any,
+    dtype: torch.dtype | None = None,
+    layout: Any = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> Tensor:
+    _check(device)
+    return wrap(torch.empty_strided(size, stride, dtype=dtype, device="cpu"))
+
+
+def _check(device: torch.device | None) -> None:
+    mode.is_lazy()  # the first tensor on the device fixes the mode
+    if device is not None:
+        check_index(device)
+
+
+def register() -> None:
+    """Register the kernels for the device that `backend` has named."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("empty.memory_format", _empty, "PrivateUse1")
+    library.impl("empty_strided", _empty_strided, "PrivateUse1")
+    _registrations.append(library)  # kernels live as long as their library object

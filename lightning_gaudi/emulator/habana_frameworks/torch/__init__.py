@@ -1,0 +1,11 @@
+"""``habana_frameworks.torch``: importing it loads the device, which fixes the execution mode."""
+
+from lightning_gaudi.emulator import mode
+from lightning_gaudi.emulator.missing import name_missing
+
+mode.is_lazy()
+
+from habana_frameworks.torch import core, hpu, utils  # noqa: E402
+
+__all__ = ["core", "hpu", "utils"]
+__getattr__ = name_missing("habana_frameworks.torch")

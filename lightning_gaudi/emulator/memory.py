@@ -1,0 +1,90 @@
+"""Live and peak bytes of the emulated HPU.
+
+Every HPU tensor holds a `Block`, shared by all tensors on the same storage. The block's life is
+the storage's life as the device sees it, so Python's own reference counts keep the figures true,
+for tensors that only autograd still holds too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+CAPACITY_BYTES = 96 * 2**30
+"""What ``Limit`` reports: the 96 GiB of a Gaudi 2. The emulator does not enforce it."""
+
+
+class _Statistics:
+    """Counters behind ``torch.hpu.memory_stats``; sizes in bytes."""
+
+    __slots__ = ("in_use", "largest", "num_allocs", "num_frees", "peak")
+
+    def __init__(self) -> None:
+        self.in_use = 0
+        self.peak = 0
+        self.num_allocs = 0
+        self.num_frees = 0
+        self.largest = 0
+
+
+_statistics = _Statistics()
+
+
+class Block:
+    """The device memory behind one storage.
+
+    Attributes:
+        nbytes: Its size in bytes.
+        writer: The pending graph that last wrote to it, or None: what a host copy must flush.
+    """
+
+    __slots__ = ("__weakref__", "_statistics", "nbytes", "writer")
+
+    def __init__(self, nbytes: int, writer: Any = None) -> None:
+        self.nbytes = nbytes
+        self.writer = writer
+        # Held here, so that a block dying while the interpreter shuts down still finds it.
+        self._statistics = statistics = _statistics
+        statistics.num_allocs += 1
+        statistics.in_use += nbytes
+        statistics.peak = max(statistics.peak, statistics.in_use)
+        statistics.largest = max(statistics.largest, nbytes)
+
+    def __del__(self) -> None:
+        self._statistics.num_frees += 1
+        self._statistics.in_use -= self.nbytes
+
+    def resize(self, nbytes: int) -> None:
+        """Follow a storage that was resized in place."""
+        self._statistics.in_use += nbytes - self.nbytes
+        self._statistics.peak = max(self._statistics.peak, self._statistics.in_use)
+        self.nbytes = nbytes
+
+
+def memory_stats() -> dict[str, int]:
+    """The statistics under the names that ``habana_frameworks.torch.hpu.memory_stats`` uses."""
+    s = _statistics
+    return {
+        "Limit": CAPACITY_BYTES,
+        "InUse": s.in_use,
+        "MaxInUse": s.peak,
+        "NumAllocs": s.num_allocs,
+        "NumFrees": s.num_frees,
+        "ActiveAllocs": s.num_allocs - s.num_frees,
+        "MaxAllocSize": s.largest,
+        "TotalSystemAllocs": s.num_allocs,
+        "TotalSystemFrees": s.num_frees,
+        "TotalActiveAllocs": s.num_allocs - s.num_frees,
+    }
+
+
+def reset_peak() -> None:
+    """Make the present use the peak."""
+    _statistics.peak = _statistics.in_use
+
+
+def reset_accumulated() -> None:
+    """Forget allocations and frees so far; what is active now stays active."""
+    active = _statistics.num_allocs - _statistics.num_frees
+    _statistics.num_allocs = active
+    _statistics.num_frees = 0
+    _statistics.largest = 0

@@ -1,0 +1,76 @@
+"""`HPUTensor`: a CPU tensor that is, as far as Python can tell, on the device ``hpu:0``.
+
+It is made by ``Tensor._make_subclass``, so storage, autograd, fused CPU kernels and inference mode
+are the real ones; what differs is the Python type, what that type answers, and that every op goes
+through `dispatch`. C++ sees a CPU tensor. `transfer` and `methods` attach what it answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gaudi.emulator.memory import Block
+
+DEVICE = torch.device("hpu", 0)
+
+_make_subclass = Tensor._make_subclass
+_no_dispatch = torch._C._DisableTorchDispatch  # type: ignore[attr-defined]
+
+
+class HPUTensor(Tensor):
+    """A tensor on the emulated HPU.
+
+    Attributes:
+        _block: Its device memory, shared by the tensors on the same storage; None until first used.
+        _node: The lazy graph that last produced or read it, and its place there (see `accounting`).
+    """
+
+    # A Python-level override would cost every call; the few that matter are methods of this class.
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    _block: Block | None = None
+    _node: tuple[Any, int] = (None, 0)
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return DEVICE
+
+    @property
+    def is_hpu(self) -> bool:
+        return True
+
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
+
+    def get_device(self) -> int:
+        return 0
+
+
+def wrap(plain: Tensor, block: Block | None = None) -> HPUTensor:
+    """Give a plain CPU tensor, which nobody else may hold, our type.
+
+    Args:
+        plain: The tensor; the result shares its storage.
+        block: The block of the storage, where it has one already.
+    """
+    tensor: HPUTensor = _make_subclass(HPUTensor, plain, False)  # type: ignore[assignment]
+    tensor._block = Block(plain.untyped_storage().nbytes()) if block is None else block
+    return tensor
+
+
+def unwrap(tensor: Tensor) -> Tensor:
+    """A plain CPU tensor on the same storage: what kernels work on, invisible to accounting."""
+    with _no_dispatch():
+        return tensor.detach()
+
+
+def block_of(tensor: HPUTensor) -> Block:
+    """The device memory of a tensor; made here for one that C++ built without our help."""
+    block = tensor._block
+    if block is None:
+        block = tensor._block = Block(tensor.untyped_storage().nbytes())
+    return block
