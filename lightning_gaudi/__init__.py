@@ -1,1 +1,20 @@
-"""x"""
+"""PyTorch Lightning on Intel Gaudi, and on an emulated HPU where there is no card.
+
+Importing this package registers ``accelerator="hpu"`` and the strategies with Lightning. It loads
+no Gaudi software. With ``LIGHTNING_GAUDI_EMULATOR=1`` in the environment it installs the emulated
+HPU.
+"""
+
+from lightning_gaudi.runtime.loading import install_emulator_if_requested
+
+install_emulator_if_requested()
+
+from lightning_gaudi.accelerator import HPUAccelerator  # noqa: E402
+from lightning_gaudi.precision import HPUPrecision  # noqa: E402
+from lightning_gaudi.registration import register  # noqa: E402
+from lightning_gaudi.strategy import GaudiStrategy  # noqa: E402
+
+register()
+del install_emulator_if_requested, register
+
+__all__ = ["GaudiStrategy", "HPUAccelerator", "HPUPrecision"]

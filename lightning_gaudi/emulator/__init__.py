@@ -6,15 +6,19 @@ listed in ``README.md`` beside this file.
 """
 
 from lightning_gaudi.emulator.errors import EmulatorError, GraphCaptureError
-from lightning_gaudi.emulator.events import EVENT_KINDS, Event, record
-from lightning_gaudi.emulator.installation import install, is_installed
+from lightning_gaudi.emulator.events import EVENT_KINDS, Event, event_counts, record
+from lightning_gaudi.emulator.installation import device_count, install, is_installed
+from lightning_gaudi.emulator.mode import is_fixed as is_mode_fixed
 
 __all__ = [
     "EVENT_KINDS",
     "EmulatorError",
     "Event",
     "GraphCaptureError",
+    "device_count",
+    "event_counts",
     "install",
     "is_installed",
+    "is_mode_fixed",
     "record",
 ]

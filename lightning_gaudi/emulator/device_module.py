@@ -6,30 +6,15 @@ The device computes at once, so `synchronize` only closes the pending graph, as 
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 
 from lightning_gaudi.emulator import accounting, memory
 from lightning_gaudi.emulator.autocast import SUPPORTED_DTYPES
+from lightning_gaudi.emulator.installation import device_count
 from lightning_gaudi.emulator.memory import memory_stats
 from lightning_gaudi.emulator.transfer import check_index
-
-
-def device_count() -> int:
-    """Cards of this machine: ``LIGHTNING_GAUDI_EMULATOR_DEVICES``, 1 by default.
-
-    Raises:
-        ValueError: The variable is no whole number of 1 or more.
-    """
-    value = os.environ.get("LIGHTNING_GAUDI_EMULATOR_DEVICES", "1")
-    if not value.isdecimal() or int(value) < 1:
-        raise ValueError(
-            "LIGHTNING_GAUDI_EMULATOR_DEVICES must be a whole number of 1 or more, "
-            f"but it is {value!r}."
-        )
-    return int(value)
 
 
 def is_available() -> bool:

@@ -49,7 +49,7 @@ class Event:
 
 
 counts: dict[str, int] = dict.fromkeys(EVENT_KINDS, 0)
-"""How often each kind of event has happened in this process. Never reset: take differences."""
+"""The counters; never reset."""
 
 _records: list[list[Event]] = []
 
@@ -66,6 +66,11 @@ def emit(kind: EventKind, cause: str, detail: str = "") -> None:
         event = Event(kind=kind, cause=cause, line=source_line(), detail=detail)
         for record_ in _records:
             record_.append(event)
+
+
+def event_counts() -> dict[str, int]:
+    """How often each kind of event has happened in this process so far."""
+    return dict(counts)
 
 
 @contextmanager

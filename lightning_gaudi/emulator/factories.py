@@ -48,8 +48,9 @@ def _check(device: torch.device | None) -> None:
 
 
 def register() -> None:
-    """Register the kernels for the device that `backend` has named."""
+    """Register the kernels for our device, and for a ``torch.device`` from before its naming."""
     library = torch.library.Library("aten", "IMPL")
-    library.impl("empty.memory_format", _empty, "PrivateUse1")
-    library.impl("empty_strided", _empty_strided, "PrivateUse1")
+    for key in ("PrivateUse1", "HPU"):
+        library.impl("empty.memory_format", _empty, key)
+        library.impl("empty_strided", _empty_strided, key)
     _registrations.append(library)  # kernels live as long as their library object

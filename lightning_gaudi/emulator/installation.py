@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,21 @@ _is_installed = False
 def is_installed() -> bool:
     """Whether this process has the emulated HPU."""
     return _is_installed
+
+
+def device_count() -> int:
+    """Cards of this machine: ``LIGHTNING_GAUDI_EMULATOR_DEVICES``, 1 by default.
+
+    Raises:
+        ValueError: The variable is no whole number of 1 or more.
+    """
+    value = os.environ.get("LIGHTNING_GAUDI_EMULATOR_DEVICES", "1")
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(
+            "LIGHTNING_GAUDI_EMULATOR_DEVICES must be a whole number of 1 or more, "
+            f"but it is {value!r}."
+        )
+    return int(value)
 
 
 def install() -> None:
@@ -47,12 +63,14 @@ def install() -> None:
         factories,
         methods,
         serialization,
+        tensor,
         transfer,
     )
 
     # `Module.to` must swap parameters, not assign to `.data`: ties and hooks survive that way.
     torch.__future__.set_swap_module_params_on_conversion(True)
     setup("hpu", backend_module=device_module)
+    tensor.name_device()
     factories.register()
     transfer.attach()
     methods.attach()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_gaudi.emulator.memory import Block
 
-DEVICE = torch.device("hpu", 0)
+_device: torch.device
 
 _make_subclass = Tensor._make_subclass
 _no_dispatch = torch._C._DisableTorchDispatch  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ class HPUTensor(Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return DEVICE
+        return _device
 
     @property
     def is_hpu(self) -> bool:
@@ -48,6 +48,16 @@ class HPUTensor(Tensor):
 
     def get_device(self) -> int:
         return 0
+
+
+def name_device() -> None:
+    """Remember the device, once PyTorch knows ``"hpu"`` as ours.
+
+    A ``torch.device("hpu")`` made before that means PyTorch's own entry of that name, and compares
+    unequal to this one; both work wherever a device is asked for.
+    """
+    global _device
+    _device = torch.device("hpu", 0)
 
 
 def wrap(plain: Tensor, block: Block | None = None) -> HPUTensor:

@@ -1,0 +1,35 @@
+"""What lightning_gaudi raises.
+
+    GaudiError
+      GaudiNotAvailableError (RuntimeError)   no Gaudi software or no card, and no emulator
+      ExecutionModeError     (RuntimeError)   the Gaudi software runs in another mode than asked
+      ConfigurationError     (ValueError)     an argument that cannot be
+      CaptureError           (RuntimeError)   a forward cannot be captured as an HPU graph
+        HostReadError                         it reads a device value on the host
+
+Each message says what was expected, what came, and what to do.
+"""
+
+
+class GaudiError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class GaudiNotAvailableError(GaudiError, RuntimeError):
+    """There is no HPU to run on."""
+
+
+class ExecutionModeError(GaudiError, RuntimeError):
+    """The Gaudi software is, or would be, loaded in another execution mode than was asked for."""
+
+
+class ConfigurationError(GaudiError, ValueError):
+    """An argument has a value that it cannot have."""
+
+
+class CaptureError(GaudiError, RuntimeError):
+    """A forward cannot be captured as an HPU graph."""
+
+
+class HostReadError(CaptureError):
+    """A forward reads a device value on the host, which a capture would freeze for ever."""

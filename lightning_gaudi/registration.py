@@ -1,0 +1,95 @@
+"""Make Lightning know the HPU: its registries, and one guarded patch of its connector.
+
+The connector has no hook for what follows when ``accelerator`` is ``"hpu"``, an `HPUAccelerator`
+or ``"auto"``: it refuses the first, runs the second on the CPU, and never considers our registry
+entry for the third; and it takes every DDPStrategy for a distributed one. So three of its methods
+are wrapped (lightning 2.6.6, ``trainer/connectors/accelerator_connector.py``: lines 199, 401, 411
+and ``is_distributed``). Each wrapper decides for our classes only and calls the original otherwise.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import wraps
+from typing import Any
+
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+
+from lightning_gaudi.accelerator import HPUAccelerator
+from lightning_gaudi.strategy import GaudiStrategy
+
+_STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gaudi": ("Gaudi, lazy mode, one card or many", {}),
+    "gaudi_eager": ("Gaudi, eager mode", {"mode": "eager"}),
+    "gaudi_compile": ("Gaudi, torch.compile", {"mode": "compile"}),
+    "hpu_single": ("Name from lightning-habana for 'gaudi'", {}),
+    "hpu_parallel": ("Name from lightning-habana for 'gaudi'", {}),
+    "hpu_ddp": ("Name from lightning-habana for 'gaudi'", {}),
+}
+_PATCHED = ("_choose_strategy", "_choose_auto_accelerator", "is_distributed")
+_MARK = "_lightning_gaudi_original"
+
+
+def register() -> None:
+    """Register names and patch the connector. Calling it again does nothing more.
+
+    Raises:
+        RuntimeError: This Lightning's connector is not the one that the patch was written for.
+    """
+    AcceleratorRegistry.register(
+        "hpu", HPUAccelerator, description="Intel Gaudi", override=True
+    )
+    for name, (description, init_params) in _STRATEGIES.items():
+        StrategyRegistry.register(
+            name, GaudiStrategy, description=description, override=True, **init_params
+        )
+    if not hasattr(_AcceleratorConnector, _MARK):
+        _patch_connector()
+
+
+def _patch_connector() -> None:
+    missing = [name for name in _PATCHED if not hasattr(_AcceleratorConnector, name)]
+    if missing:
+        import lightning
+
+        raise RuntimeError(
+            f"lightning {lightning.__version__} has no _AcceleratorConnector.{missing[0]}, which "
+            "lightning_gaudi must wrap to make accelerator='hpu' work. Use a lightning release "
+            "that lightning_gaudi supports (see its README), and please report this one."
+        )
+    originals = {name: inspect.getattr_static(_AcceleratorConnector, name) for name in _PATCHED}
+    choose_strategy = originals["_choose_strategy"]
+    choose_auto_accelerator = _AcceleratorConnector._choose_auto_accelerator
+    is_distributed = originals["is_distributed"].fget
+
+    @wraps(choose_strategy)
+    def _choose_strategy(self: Any) -> Any:
+        if isinstance(self.accelerator, HPUAccelerator):
+            return GaudiStrategy()
+        return choose_strategy(self)
+
+    @wraps(choose_auto_accelerator)
+    def _choose_auto_accelerator(self: Any) -> str:
+        if _wants_gaudi(self._strategy_flag):
+            return "hpu"
+        if self._strategy_flag == "auto" and HPUAccelerator.is_available():
+            return "hpu"
+        return choose_auto_accelerator()
+
+    @wraps(is_distributed)
+    def _is_distributed(self: Any) -> bool:
+        if isinstance(self.strategy, GaudiStrategy):
+            return not self.strategy.has_one_device
+        return bool(is_distributed(self))
+
+    connector: Any = _AcceleratorConnector
+    connector._choose_strategy = _choose_strategy
+    connector._choose_auto_accelerator = _choose_auto_accelerator
+    connector.is_distributed = property(_is_distributed)
+    setattr(connector, _MARK, originals)
+
+
+def _wants_gaudi(strategy: Any) -> bool:
+    return isinstance(strategy, GaudiStrategy) or strategy in _STRATEGIES

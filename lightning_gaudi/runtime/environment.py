@@ -1,0 +1,62 @@
+"""Environment variables of the Gaudi software and of the emulator: read and written here only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lightning_gaudi.errors import ConfigurationError
+
+LAZY_MODE = "PT_HPU_LAZY_MODE"
+EMULATOR = "LIGHTNING_GAUDI_EMULATOR"
+RECIPE_CACHE = "PT_HPU_RECIPE_CACHE_CONFIG"
+VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
+MODULE_ID = "HLS_MODULE_ID"
+
+_RECIPE_CACHE_SIZE_MB = 8192
+
+
+def is_emulator_requested() -> bool:
+    """Whether ``LIGHTNING_GAUDI_EMULATOR`` asks for the emulated HPU.
+
+    Raises:
+        ConfigurationError: It is neither 0 nor 1.
+    """
+    value = os.environ.get(EMULATOR, "0")
+    if value not in ("", "0", "1"):
+        raise ConfigurationError(
+            f"{EMULATOR} must be 1 (emulate the HPU) or 0, but it is {value!r}."
+        )
+    return value == "1"
+
+
+def lazy_mode() -> str | None:
+    """``PT_HPU_LAZY_MODE`` as it stands, or None."""
+    return os.environ.get(LAZY_MODE)
+
+
+def set_lazy_mode(value: str) -> None:
+    """Set ``PT_HPU_LAZY_MODE`` for this process and those it starts."""
+    os.environ[LAZY_MODE] = value
+
+
+def visible_modules() -> list[str] | None:
+    """The cards that ``HABANA_VISIBLE_MODULES`` leaves visible; None where it is not set."""
+    value = os.environ.get(VISIBLE_MODULES)
+    if value is None or value in ("", "all"):
+        return None
+    return [module for module in value.split(",") if module]
+
+
+def set_recipe_cache(directory: Path) -> None:
+    """Keep compiled recipes in a directory between runs.
+
+    The variable is "path,delete at start,size in MB" (docs.habana.ai, "Runtime Environment
+    Variables").
+    """
+    os.environ[RECIPE_CACHE] = f"{directory},false,{_RECIPE_CACHE_SIZE_MB}"
+
+
+def set_module_id(value: str) -> None:
+    """Set ``HLS_MODULE_ID``: which card this process takes."""
+    os.environ[MODULE_ID] = value

@@ -1,0 +1,15 @@
+"""`mark_step`: where the lazy graph breaks."""
+
+from __future__ import annotations
+
+from lightning_gaudi.runtime import loading
+
+
+def mark_step() -> None:
+    """Break the lazy graph: compile it, if it is new, and start it on the device.
+
+    Does nothing in eager mode and where the Gaudi software is not loaded, so that loops in modules
+    (denoising, decoding) may call it wherever they run.
+    """
+    if loading.is_loaded() and loading.is_lazy():
+        loading.module("torch.core").mark_step()
