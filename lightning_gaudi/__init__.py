@@ -10,6 +10,7 @@ from lightning_gaudi.runtime.loading import install_emulator_if_requested
 install_emulator_if_requested()
 
 from lightning_gaudi.accelerator import HPUAccelerator  # noqa: E402
+from lightning_gaudi.callbacks import HPUGraphCallback  # noqa: E402
 from lightning_gaudi.precision import HPUPrecision  # noqa: E402
 from lightning_gaudi.registration import register  # noqa: E402
 from lightning_gaudi.strategy import GaudiStrategy  # noqa: E402
@@ -17,4 +18,4 @@ from lightning_gaudi.strategy import GaudiStrategy  # noqa: E402
 register()
 del install_emulator_if_requested, register
 
-__all__ = ["GaudiStrategy", "HPUAccelerator", "HPUPrecision"]
+__all__ = ["GaudiStrategy", "HPUAccelerator", "HPUGraphCallback", "HPUPrecision"]

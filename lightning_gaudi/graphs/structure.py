@@ -1,0 +1,126 @@
+"""What a call is made of: its tensors, and everything around them.
+
+`flatten` walks arguments or results once. It gathers the tensors in order and describes the rest by
+a value that is hashable and compares as replay needs: container types, keys and constants by type
+and value, so that 1, True and 1.0 differ. `rebuild` puts other tensors in the places of the first.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, MutableMapping
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TENSOR = object()
+"""Stands for a tensor in a description."""
+
+_CONSTANTS = (
+    int,
+    bool,
+    str,
+    bytes,
+    complex,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    torch.Size,
+    slice,
+    range,
+    type,
+)
+
+
+class UnsupportedValueError(Exception):
+    """A value that cannot be told apart from another: it may hold tensors, or change.
+
+    Args:
+        value: The value.
+    """
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(type(value).__name__)
+        self.type_name = type(value).__name__
+
+
+def flatten(value: Any, tensors: list[Tensor]) -> Any:
+    """Describe a value and append its tensors, in order, to `tensors`.
+
+    Args:
+        value: Nested tuples, lists, dicts and other mappings, dataclasses, named tuples, tensors
+            and constants.
+        tensors: Where the tensors go; they are the value's own, not copies.
+
+    Returns:
+        A hashable description, equal for two values exactly if they differ in tensors only.
+
+    Raises:
+        UnsupportedValueError: Something else is in there.
+    """
+    kind = type(value)
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _TENSOR
+    if kind is tuple or kind is list:
+        return (kind, *[flatten(item, tensors) for item in value])
+    if kind is dict or isinstance(value, Mapping):
+        return (kind, *[(type(k), k, flatten(item, tensors)) for k, item in value.items()])
+    if kind is float:
+        return (float, value.hex())  # tells -0.0 from 0.0, and a NaN equals itself
+    if kind in _CONSTANTS:
+        if kind is slice:
+            return (slice, *[flatten(part, []) for part in (value.start, value.stop, value.step)])
+        return (kind, value)
+    if isinstance(value, Enum) or isinstance(value, type):
+        return (kind, value)
+    if isinstance(value, tuple):
+        return (kind, *[flatten(item, tensors) for item in value])
+    if dataclasses.is_dataclass(value):
+        return (kind, *[flatten(item, tensors) for item in _fields(value).values()])
+    if kind is frozenset or kind is set:
+        return (kind, frozenset(flatten(item, _NoTensors()) for item in value))
+    raise UnsupportedValueError(value)
+
+
+def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """A copy of a flattened value with other tensors, in the order of `flatten`."""
+    kind = type(value)
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if kind is tuple or kind is list:
+        return kind(rebuild(item, tensors) for item in value)
+    if kind is dict:
+        return {name: rebuild(item, tensors) for name, item in value.items()}
+    if isinstance(value, MutableMapping):
+        # Transformers' ModelOutput is both a mapping and a dataclass: its items set its fields.
+        copied = copy.copy(value)
+        for name, item in value.items():
+            copied[name] = rebuild(item, tensors)
+        return copied
+    if isinstance(value, tuple) and kind is not torch.Size:
+        items = [rebuild(item, tensors) for item in value]
+        return kind(*items) if hasattr(value, "_fields") else kind(items)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        copied = copy.copy(value)
+        for name, item in _fields(value).items():
+            # Not `replace`: it runs __init__ again; not setattr: the class may be frozen.
+            object.__setattr__(copied, name, rebuild(item, tensors))
+        return copied
+    return value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+class _NoTensors(list[Tensor]):
+    """Refuses tensors: a set has no order to put them back in."""
+
+    def append(self, tensor: Tensor) -> None:
+        raise UnsupportedValueError(tensor)
