@@ -8,6 +8,7 @@ import torch
 from lightning.fabric.utilities.types import _DEVICE
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.strategies import Strategy
 from typing_extensions import override
 
 from lightning_gaudi.errors import ConfigurationError
@@ -38,7 +39,14 @@ class HPUAccelerator(Accelerator):
         Raises:
             ConfigurationError: The strategy is not one of ours.
         """
-        strategy = trainer.strategy
+        self.check_strategy(trainer.strategy)
+
+    def check_strategy(self, strategy: Strategy) -> None:
+        """Check that a strategy runs on the HPU, in the right mode.
+
+        Raises:
+            ConfigurationError: The strategy is not one of ours.
+        """
         if not isinstance(getattr(strategy, "step_boundary", None), StepBoundary):
             raise ConfigurationError(
                 "accelerator='hpu' needs GaudiStrategy, which sets the execution mode and breaks "

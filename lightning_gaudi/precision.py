@@ -41,7 +41,7 @@ class HPUPrecision(Precision):
 
     @override
     def convert_module(self, module: Module) -> Module:
-        """With ``"bf16-true"``, turn the module's floating-point weights and buffers to bfloat16."""
+        """With ``"bf16-true"``, turn floating-point weights and buffers to bfloat16."""
         return module.to(torch.bfloat16) if self.precision == "bf16-true" else module
 
     @override

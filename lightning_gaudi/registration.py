@@ -2,9 +2,10 @@
 
 The connector has no hook for what follows when ``accelerator`` is ``"hpu"``, an `HPUAccelerator`
 or ``"auto"``: it refuses the first, runs the second on the CPU, and never considers our registry
-entry for the third; and it takes every DDPStrategy for a distributed one. So three of its methods
-are wrapped (lightning 2.6.6, ``trainer/connectors/accelerator_connector.py``: lines 199, 401, 411
-and ``is_distributed``). Each wrapper decides for our classes only and calls the original otherwise.
+entry for the third; it builds autocast for CUDA, and lets other strategies run where the HPU was
+asked for; and it takes every DDPStrategy for a distributed one. So four of its methods are wrapped
+(lightning 2.6.6, ``trainer/connectors/accelerator_connector.py``: lines 199, 401, 411, 489 and
+``is_distributed``). Each wrapper decides for our classes only and calls the original otherwise.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from functools import wraps
 from typing import Any
 
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 from lightning_gaudi.accelerator import HPUAccelerator
+from lightning_gaudi.precision import HPUPrecision
 from lightning_gaudi.strategy import GaudiStrategy
 
 _STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,7 +31,12 @@ _STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "hpu_parallel": ("Name from lightning-habana for 'gaudi'", {}),
     "hpu_ddp": ("Name from lightning-habana for 'gaudi'", {}),
 }
-_PATCHED = ("_choose_strategy", "_choose_auto_accelerator", "is_distributed")
+_PATCHED = (
+    "_choose_strategy",
+    "_choose_auto_accelerator",
+    "_check_and_init_precision",
+    "is_distributed",
+)
 _MARK = "_lightning_gaudi_original"
 
 
@@ -38,9 +46,7 @@ def register() -> None:
     Raises:
         RuntimeError: This Lightning's connector is not the one that the patch was written for.
     """
-    AcceleratorRegistry.register(
-        "hpu", HPUAccelerator, description="Intel Gaudi", override=True
-    )
+    AcceleratorRegistry.register("hpu", HPUAccelerator, description="Intel Gaudi", override=True)
     for name, (description, init_params) in _STRATEGIES.items():
         StrategyRegistry.register(
             name, GaudiStrategy, description=description, override=True, **init_params
@@ -62,6 +68,7 @@ def _patch_connector() -> None:
     originals = {name: inspect.getattr_static(_AcceleratorConnector, name) for name in _PATCHED}
     choose_strategy = originals["_choose_strategy"]
     choose_auto_accelerator = _AcceleratorConnector._choose_auto_accelerator
+    check_and_init_precision = originals["_check_and_init_precision"]
     is_distributed = originals["is_distributed"].fget
 
     @wraps(choose_strategy)
@@ -78,6 +85,16 @@ def _patch_connector() -> None:
             return "hpu"
         return choose_auto_accelerator()
 
+    @wraps(check_and_init_precision)
+    def _check_and_init_precision(self: Any) -> Precision:
+        # The first method that runs when both accelerator and strategy stand.
+        if isinstance(self.accelerator, HPUAccelerator):
+            self.accelerator.check_strategy(self.strategy)
+        if isinstance(self.strategy, GaudiStrategy) and self._precision_plugin_flag is None:
+            return HPUPrecision(self._precision_flag)
+        plugin: Precision = check_and_init_precision(self)
+        return plugin
+
     @wraps(is_distributed)
     def _is_distributed(self: Any) -> bool:
         if isinstance(self.strategy, GaudiStrategy):
@@ -87,6 +104,7 @@ def _patch_connector() -> None:
     connector: Any = _AcceleratorConnector
     connector._choose_strategy = _choose_strategy
     connector._choose_auto_accelerator = _choose_auto_accelerator
+    connector._check_and_init_precision = _check_and_init_precision
     connector.is_distributed = property(_is_distributed)
     setattr(connector, _MARK, originals)
 

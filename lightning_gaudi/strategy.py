@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import LightningModule, Trainer
@@ -17,6 +16,7 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
 from torch.nn import Module
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -138,7 +138,7 @@ class GaudiStrategy(DDPStrategy):
         self.set_world_ranks()
         distributed.load_backend()
         assert self.cluster_environment is not None
-        # Unlike DDPStrategy, no device_id: it makes PyTorch connect eagerly, which HCCL does not do.
+        # Unlike DDPStrategy, no device_id: HCCL does not connect at once, as PyTorch then expects.
         _init_dist_connection(
             self.cluster_environment, self._get_process_group_backend(), timeout=self._timeout
         )
@@ -152,7 +152,7 @@ class GaudiStrategy(DDPStrategy):
             super().setup(trainer)
 
     @override
-    def _setup_model(self, model: Module) -> Module:
+    def _setup_model(self, model: Module) -> Module:  # type: ignore[override]
         return model if self.has_one_device else super()._setup_model(model)
 
     @override
@@ -206,6 +206,28 @@ class GaudiStrategy(DDPStrategy):
         return output
 
     @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep what ran between stages out of a stage's first step."""
+        assert self.lightning_module is not None
+        _reset_logged_values(self.lightning_module.trainer)
+        self.step_boundary.before_training_step(batch_idx)
+
+    @override
+    def on_validation_start(self) -> None:
+        """Keep what ran before out of the first step."""
+        self.step_boundary.at_stage_start()
+
+    @override
+    def on_test_start(self) -> None:
+        """Keep what ran before out of the first step."""
+        self.step_boundary.at_stage_start()
+
+    @override
+    def on_predict_start(self) -> None:
+        """Keep what ran before out of the first step."""
+        self.step_boundary.at_stage_start()
+
+    @override
     def on_train_end(self) -> None:
         """Leave nothing pending."""
         self.step_boundary.at_stage_end()
@@ -228,9 +250,7 @@ class GaudiStrategy(DDPStrategy):
     # --- several devices ------------------------------------------------------------------------
 
     @override
-    def reduce(
-        self, tensor: Any, group: Any | None = None, reduce_op: Any | None = "mean"
-    ) -> Any:
+    def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any | None = "mean") -> Any:
         """Reduce a tensor over all processes; HCCL has no mean, so that is a sum and a division."""
         if self.has_one_device or not isinstance(tensor, Tensor):
             return tensor
@@ -243,3 +263,16 @@ class GaudiStrategy(DDPStrategy):
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Agree on a decision; one process agrees with itself, without reading the device."""
         return decision if self.has_one_device else super().reduce_boolean_decision(decision, all)
+
+
+def _reset_logged_values(trainer: Trainer) -> None:
+    """Reset before an epoch's first step what Lightning would reset inside it.
+
+    Lightning resets the values of the last epoch at the first ``self.log`` of the next one. That is
+    inside the step's lazy graph, so that the first step of a second epoch would be compiled anew,
+    forward and backward and all (lightning 2.6.6, ``LightningModule.log``).
+    """
+    connector, results = trainer._logger_connector, trainer._results
+    if results is not None and connector.should_reset_tensors("training_step"):
+        results.reset(metrics=False, fx="training_step")
+        connector._current_fx = "training_step"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from lightning_gaudi.errors import CaptureError
@@ -64,8 +64,12 @@ def capture(graph: Graph) -> Iterator[None]:
         graph.capture_begin()
         try:
             yield
-        finally:
-            graph.capture_end()
+        except BaseException:
+            # The user's exception is the one to see, whatever the broken capture says.
+            with suppress(Exception):
+                graph.capture_end()
+            raise
+        graph.capture_end()
     finally:
         if was_enabled:
             gc.enable()

@@ -112,5 +112,3 @@ def name() -> str:
     """The card's name, such as ``"GAUDI2"``; says where it is emulated."""
     text = str(loading.module("torch.hpu").get_device_name())
     return f"{text} (emulated)" if loading.is_emulated() else text
-
-

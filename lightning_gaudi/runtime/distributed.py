@@ -9,7 +9,8 @@ def choose_card(local_rank: int) -> None:
     """Choose the card of this process; to be called in each rank before the software loads.
 
     The bridge keeps a module id that is set, so an inherited one would give every rank card 0
-    (bridge 1.19.0, ``hccl/__init__.py``): it is overwritten. ``HABANA_VISIBLE_MODULES`` is honoured.
+    (bridge 1.19.0, ``hccl/__init__.py``): it is overwritten. The cards are those that
+    ``HABANA_VISIBLE_MODULES`` names, in its order.
     """
     visible = environment.visible_modules()
     environment.set_module_id(visible[local_rank] if visible else str(local_rank))

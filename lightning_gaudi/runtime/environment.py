@@ -48,13 +48,22 @@ def visible_modules() -> list[str] | None:
     return [module for module in value.split(",") if module]
 
 
-def set_recipe_cache(directory: Path) -> None:
-    """Keep compiled recipes in a directory between runs.
+def recipe_cache() -> str | None:
+    """``PT_HPU_RECIPE_CACHE_CONFIG`` as it stands, or None."""
+    return os.environ.get(RECIPE_CACHE)
 
-    The variable is "path,delete at start,size in MB" (docs.habana.ai, "Runtime Environment
-    Variables").
+
+def recipe_cache_value(directory: Path) -> str:
+    """The setting that keeps compiled recipes in a directory.
+
+    It is "path,delete at start,size in MB" (docs.habana.ai, "Runtime Environment Variables").
     """
-    os.environ[RECIPE_CACHE] = f"{directory},false,{_RECIPE_CACHE_SIZE_MB}"
+    return f"{directory},false,{_RECIPE_CACHE_SIZE_MB}"
+
+
+def set_recipe_cache(value: str) -> None:
+    """Set ``PT_HPU_RECIPE_CACHE_CONFIG`` for this process and those it starts."""
+    os.environ[RECIPE_CACHE] = value
 
 
 def set_module_id(value: str) -> None:

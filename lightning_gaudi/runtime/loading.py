@@ -85,7 +85,7 @@ def check_mode(mode: str) -> None:
         if is_lazy() != (wanted == "1"):
             raise _mode_error(mode, f"the Gaudi software is loaded already, {_found_mode()}")
     elif environment.lazy_mode() not in (None, wanted, _value_set_here):
-        raise _mode_error(mode, f"{environment.LAZY_MODE}={environment.lazy_mode()} is set")
+        raise _mode_error(mode, f"{environment.LAZY_MODE}={environment.lazy_mode()!r} is set")
 
 
 def prepare(mode: str) -> None:
@@ -100,9 +100,11 @@ def prepare(mode: str) -> None:
     """
     global _value_set_here
     check_mode(mode)
-    if not is_loaded():
-        _value_set_here = _LAZY_VALUE[mode]
-        environment.set_lazy_mode(_value_set_here)
+    wanted = _LAZY_VALUE[mode]
+    # What the user has set stays the user's, and a later strategy may not overrule it either.
+    if not is_loaded() and environment.lazy_mode() != wanted:
+        _value_set_here = wanted
+        environment.set_lazy_mode(wanted)
 
 
 def load(mode: str) -> None:
@@ -149,14 +151,19 @@ def set_recipe_cache(directory: str | Path) -> None:
     """Keep compiled recipes in a directory between runs; to be called before `load`.
 
     Raises:
-        ExecutionModeError: The software is loaded, so that it has read its settings already.
+        ExecutionModeError: The software is loaded, so that it has read its settings already, and
+            they were others.
     """
+    value = environment.recipe_cache_value(Path(directory).absolute())
+    if environment.recipe_cache() == value:
+        return
     if is_loaded():
         raise ExecutionModeError(
             "recipe_cache_dir must be set before the Gaudi software loads, but it is loaded. "
-            f"Export it instead: {environment.RECIPE_CACHE}={directory},false,8192"
+            "Export it instead, before Python starts:\n"
+            f"    export {environment.RECIPE_CACHE}={shlex.quote(value)}"
         )
-    environment.set_recipe_cache(Path(directory).absolute())
+    environment.set_recipe_cache(value)
 
 
 def _found_mode() -> str:
