@@ -1,0 +1,45 @@
+# For machines without a Gaudi: everything runs on the emulated HPU in .venv.
+# On a Gaudi node do not use this file: it installs the CPU build of torch. See README.md.
+
+PYTHON ?= python3
+# Where torch comes from, for pip; on Linux this keeps CUDA out:
+#   make demo TORCH_SOURCE="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_SOURCE ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check unit format clean
+
+# The main job: a real sentence encoder on the emulated HPU.
+demo: $(STAMP)
+	LIGHTNING_GAUDI_EMULATOR=1 $(BIN)/python -W ignore examples/sentence_search.py --check
+
+# Checks, then all tests.
+test: check unit
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "lightning_gaudi needs Python 3.10 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH_SOURCE) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cli,examples,test]"
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv
