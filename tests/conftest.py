@@ -9,6 +9,7 @@ os.environ["PT_HPU_LAZY_MODE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import gc
 import random
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from lightning_gaudi.emulator import accounting, capture
 from lightning_gaudi.runtime import loading
 
 loading.load("lazy")
+# Each capture collects garbage first; the thousands of objects that imports left need no visit.
+gc.collect()
+gc.freeze()
 
 ROOT = Path(__file__).parent.parent
 # Lightning sets these while it works; they are not ours to guard.

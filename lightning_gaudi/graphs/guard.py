@@ -25,6 +25,8 @@ from lightning_gaudi.runtime.source import library_line, source_line
 
 _METADATA = frozenset({"aten::is_pinned", "aten::is_same_size", "aten::_version"})
 _INDEXING = frozenset({"aten::index", "aten::index_put", "aten::index_put_"})
+# What torch.tensor and indexing by a number call on the constant that they have just made.
+_FRESH = frozenset({"aten::lift_fresh", "aten::lift_fresh_copy"})
 _NUMBER_TYPES = (torch.IntType, torch.FloatType, torch.BoolType, torch.NumberType)
 
 _REMEDY_VALUE = (
@@ -73,7 +75,7 @@ class CaptureGuard(TorchDispatchMode):
         kwargs = kwargs or {}
         on_device, on_host = _tensors_by_side((*args, *kwargs.values()))
         name = func._schema.name
-        for tensor in on_host:
+        for tensor in on_host if name not in _FRESH else ():
             if id(tensor) not in self._host_tensors:
                 self._refuse(
                     name, "uses a CPU tensor that was made outside the forward", _REMEDY_OUTSIDE
