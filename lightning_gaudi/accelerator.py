@@ -51,7 +51,8 @@ class HPUAccelerator(Accelerator):
             raise ConfigurationError(
                 "accelerator='hpu' needs GaudiStrategy, which sets the execution mode and breaks "
                 f"the lazy graph, but the strategy is {type(strategy).__name__}. Use "
-                "strategy='gaudi', or leave the strategy out."
+                "strategy='gaudi', or leave the strategy out; to train on the CPU, say "
+                "accelerator='cpu'."
             )
 
     @override

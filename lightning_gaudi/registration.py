@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 from lightning_gaudi.accelerator import HPUAccelerator
@@ -46,13 +46,13 @@ def register() -> None:
     Raises:
         RuntimeError: This Lightning's connector is not the one that the patch was written for.
     """
+    if not hasattr(_AcceleratorConnector, _MARK):
+        _patch_connector()
     AcceleratorRegistry.register("hpu", HPUAccelerator, description="Intel Gaudi", override=True)
     for name, (description, init_params) in _STRATEGIES.items():
         StrategyRegistry.register(
             name, GaudiStrategy, description=description, override=True, **init_params
         )
-    if not hasattr(_AcceleratorConnector, _MARK):
-        _patch_connector()
 
 
 def _patch_connector() -> None:
@@ -79,9 +79,12 @@ def _patch_connector() -> None:
 
     @wraps(choose_auto_accelerator)
     def _choose_auto_accelerator(self: Any) -> str:
-        if _wants_gaudi(self._strategy_flag):
+        strategy = self._strategy_flag
+        if isinstance(strategy, GaudiStrategy) or strategy in _STRATEGIES:
             return "hpu"
-        if self._strategy_flag == "auto" and HPUAccelerator.is_available():
+        # Also with a strategy of another kind, which is then refused: it would train on the CPU
+        # of a machine with a card. One that names its device is taken at its word.
+        if HPUAccelerator.is_available() and not isinstance(strategy, SingleDeviceStrategy):
             return "hpu"
         return choose_auto_accelerator()
 
@@ -107,7 +110,3 @@ def _patch_connector() -> None:
     connector._check_and_init_precision = _check_and_init_precision
     connector.is_distributed = property(_is_distributed)
     setattr(connector, _MARK, originals)
-
-
-def _wants_gaudi(strategy: Any) -> bool:
-    return isinstance(strategy, GaudiStrategy) or strategy in _STRATEGIES

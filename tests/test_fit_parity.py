@@ -254,7 +254,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_is_stock_lightnings(tmp_path: Path) -> None:
-    on_hpu, from_hpu = fit_with_checkpoint(tmp_path / "hpu", "hpu", max_epochs=2)
+    _, from_hpu = fit_with_checkpoint(tmp_path / "hpu", "hpu", max_epochs=2)
     _, from_cpu = fit_with_checkpoint(tmp_path / "cpu", "cpu", max_epochs=2)
 
     content = torch.load(from_hpu, weights_only=True)

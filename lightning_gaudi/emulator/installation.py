@@ -63,12 +63,11 @@ def install() -> None:
         factories,
         methods,
         serialization,
+        swapping,
         tensor,
         transfer,
     )
 
-    # `Module.to` must swap parameters, not assign to `.data`: ties and hooks survive that way.
-    torch.__future__.set_swap_module_params_on_conversion(True)
     setup("hpu", backend_module=device_module)
     tensor.name_device()
     factories.register()
@@ -76,6 +75,7 @@ def install() -> None:
     methods.attach()
     autocast.attach()
     serialization.attach()
+    swapping.attach()
     sys.meta_path.insert(0, _Finder())
     _is_installed = True
 

@@ -1,56 +1,48 @@
-"""``torch.load(map_location="hpu")`` and ``load_state_dict``.
+"""Loading onto the emulated HPU: ``torch.load(map_location="hpu")`` in all its forms.
 
-The first loads on the CPU, then moves every tensor found. The second copies into the parameters, as
-PyTorch does by itself: that moves swap parameters (see `installation`) must not make loading swap
-them too, because a parameter that something refers to weakly, as every RNN does to its weights,
-cannot be swapped.
+PyTorch restores storages first and builds tensors on them afterwards. A storage that is to be on
+the HPU gets its `Block` here, and a tensor built on such a storage becomes an `HPUTensor`, so
+parameters, modules, views on one storage and ``weights_only`` come out as for any device.
+Saving needs nothing here: tensors pickle as plain CPU tensors (see `methods`).
 """
 
 from __future__ import annotations
 
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-_plain_load = torch.load
-_plain_load_state_dict = torch.nn.Module.load_state_dict
+from lightning_gaudi.emulator import events
+from lightning_gaudi.emulator.memory import Block
+from lightning_gaudi.emulator.tensor import wrap
+from lightning_gaudi.emulator.transfer import check_index
 
-
-def _is_hpu(map_location: Any) -> bool:
-    if isinstance(map_location, str):
-        return map_location.startswith("hpu")
-    return isinstance(map_location, torch.device) and map_location.type == "hpu"
+_plain_rebuild = torch._utils._rebuild_tensor
+_BEFORE_PYTORCHS_OWN = 5
 
 
-@wraps(_plain_load)
-def _load(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
-    if not _is_hpu(map_location):
-        return _plain_load(f, map_location, *args, **kwargs)
-    loaded = _plain_load(f, "cpu", *args, **kwargs)
-    moved: dict[int, Tensor] = {}  # one tensor under two names stays one tensor
-
-    def move(tensor: Tensor) -> Tensor:
-        if id(tensor) not in moved:
-            moved[id(tensor)] = tensor.to(map_location)
-        return moved[id(tensor)]
-
-    return tree_map_only(Tensor, move, loaded)
+def _tag(storage: Any) -> None:
+    """No storage names our device: files hold CPU tensors."""
 
 
-@wraps(_plain_load_state_dict)
-def _load_state_dict(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(False)
-    try:
-        return _plain_load_state_dict(self, *args, **kwargs)
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(before)
+def _restore(storage: Any, location: str) -> Any:
+    if not location.startswith("hpu"):
+        return None
+    check_index(torch.device(location))
+    events.emit("h2d", "load")
+    untyped = getattr(storage, "_untyped_storage", storage)
+    untyped._hpu_block = Block(untyped.nbytes())
+    return storage
+
+
+def _rebuild_tensor(storage: Any, storage_offset: Any, size: Any, stride: Any) -> Tensor:
+    tensor: Tensor = _plain_rebuild(storage, storage_offset, size, stride)  # type: ignore[no-untyped-call]
+    block = getattr(getattr(storage, "_untyped_storage", storage), "_hpu_block", None)
+    return tensor if block is None else wrap(tensor, block)
 
 
 def attach() -> None:
-    """Put our ``torch.load`` and ``load_state_dict`` in place."""
-    torch.load = _load
-    torch.nn.Module.load_state_dict = _load_state_dict  # type: ignore[method-assign]
+    """Teach ``torch.load`` our device."""
+    torch.serialization.register_package(_BEFORE_PYTORCHS_OWN, _tag, _restore)
+    torch._utils._rebuild_tensor = _rebuild_tensor
