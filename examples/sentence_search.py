@@ -95,7 +95,11 @@ class BucketedTexts(Dataset[Batch]):
     """
 
     def __init__(
-        self, token_ids: list[list[int]], buckets: tuple[int, ...], batch_size: int, pad_token_id: int
+        self,
+        token_ids: list[list[int]],
+        buckets: tuple[int, ...],
+        batch_size: int,
+        pad_token_id: int,
     ) -> None:
         self._token_ids = token_ids
         self._pad_token_id = pad_token_id

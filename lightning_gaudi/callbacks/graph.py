@@ -129,17 +129,17 @@ class HPUGraphCallback(Callback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap the forwards in."""
-        self._install("validate", pl_module)
+        self._install("validate", trainer, pl_module)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap the forwards in."""
-        self._install("test", pl_module)
+        self._install("test", trainer, pl_module)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap the forwards in."""
-        self._install("predict", pl_module)
+        self._install("predict", trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,10 +196,10 @@ class HPUGraphCallback(Callback):
 
     # --- swapping -------------------------------------------------------------------------------
 
-    def _install(self, stage: Stage, pl_module: LightningModule) -> None:
+    def _install(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
         if stage not in self.stages:
             return
-        if not hpu_capture.is_supported():
+        if trainer.strategy.root_device.type != "hpu" or not hpu_capture.is_supported():
             self._warn_once(
                 "HPUGraphCallback: HPU graphs exist in lazy mode on an HPU only, so forwards run "
                 "as they are. Use Trainer(accelerator='hpu', strategy=GaudiStrategy(mode='lazy'))."
@@ -271,4 +271,3 @@ class HPUGraphCallback(Callback):
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=3)
-

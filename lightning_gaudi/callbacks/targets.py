@@ -32,14 +32,14 @@ class ForwardSwap:
         self._module = module
         # Under DDP Lightning has an instance attribute of its own here: restore it, never delete.
         self._before = module.__dict__.get("forward", _ABSENT)
-        module.forward = replacement  # type: ignore[method-assign, assignment]
+        module.forward = replacement
 
     def undo(self) -> None:
         """Put back whatever instance attribute was there before. Calling it again does nothing."""
         if self._before is _ABSENT:
             self._module.__dict__.pop("forward", None)
         else:
-            self._module.forward = self._before  # type: ignore[method-assign, assignment]
+            self._module.forward = self._before
 
 
 def choose_targets(

@@ -44,7 +44,7 @@ _REMEDY_OUTSIDE = (
 _REMEDY_RANDOM = "Draw on the device (device=x.device), or before the call and pass the result."
 
 
-class CaptureGuard(TorchDispatchMode):
+class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses what a capture would freeze.
 
     Args:
@@ -61,7 +61,7 @@ class CaptureGuard(TorchDispatchMode):
     def __init__(
         self, target: str, inputs: list[Tensor], host_arguments: list[Tensor] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.failure: HostReadError | None = None
         self.written: set[int] = set()
         self._target = target
@@ -125,7 +125,8 @@ class CaptureGuard(TorchDispatchMode):
 
 def _storage_of(tensor: Tensor) -> int:
     # The address of the storage object; data_ptr() means little in lazy mode (CARD.md 11).
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 def _tensors_by_side(values: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:

@@ -108,7 +108,7 @@ class GraphedForward:
         if module is None and isinstance(owner, nn.Module):
             module = owner
         update_wrapper(self, fn)  # Lightning and Transformers look at the signature
-        self.name = name or getattr(fn, "__qualname__", type(fn).__name__)
+        self.name: str = name or getattr(fn, "__qualname__", type(fn).__name__)
         self.stats = GraphStats()
         self._fn = fn
         self._watch = None if module is None else ModuleWatch(module)
@@ -135,7 +135,7 @@ class GraphedForward:
             key, inputs = key_of(args, kwargs)
         except UnsupportedValueError as error:
             return self._give_up_on_call(
-                f"an argument is of type {error.type_name}, which may change without notice. Pass "
+                f"among its arguments is {error.what}, whose contents a graph would freeze. Pass "
                 "tensors on the device and plain Python values",
                 args,
                 kwargs,
@@ -226,7 +226,7 @@ class GraphedForward:
             return _CapturedGraph(graph, buffers, output, weights, sorted(guard.written))
         except UnsupportedValueError as error:
             raise CaptureError(
-                f"cannot capture {self.name} as an HPU graph: it returns a {error.type_name}, and "
+                f"cannot capture {self.name} as an HPU graph: it returns {error.what}, and "
                 "only tensors in tuples, lists, mappings and dataclasses can be refreshed by a "
                 "replay. To run it without graphs: on_failure='eager'."
             ) from error
@@ -240,9 +240,7 @@ class GraphedForward:
         for tensor, source in zip(captured.output_tensors, captured.sources, strict=True):
             if type(source) is int:
                 results.append(inputs[source])
-            elif source is not None:
-                results.append(tensor)
-            elif not self._clone_outputs:
+            elif source is not None or not self._clone_outputs:
                 results.append(tensor)
             else:
                 if id(tensor) not in fresh:
@@ -295,7 +293,7 @@ def _buffer_like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.preserve_format, requires_grad=False)
 
 
-class _no_autocast_cache:  # noqa: N801 - used like a function
+class _no_autocast_cache:
     """Autocast without its cache of cast weights.
 
     A cast made before the capture would not be part of the graph, and replays would not see the

@@ -38,15 +38,22 @@ _CONSTANTS = (
 
 
 class UnsupportedValueError(Exception):
-    """A value that cannot be told apart from another: it may hold tensors, or change.
+    """A value whose tensors cannot be exchanged, or that may change unnoticed.
 
     Args:
         value: The value.
+
+    Attributes:
+        what: What it is, in words.
     """
 
     def __init__(self, value: Any) -> None:
-        super().__init__(type(value).__name__)
-        self.type_name = type(value).__name__
+        self.what = (
+            f"a tensor on {value.device} of shape {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"an object of type {type(value).__name__}"
+        )
+        super().__init__(self.what)
 
 
 def flatten(value: Any, tensors: list[Tensor]) -> Any:
@@ -107,11 +114,11 @@ def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
         items = [rebuild(item, tensors) for item in value]
         return kind(*items) if hasattr(value, "_fields") else kind(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        copied = copy.copy(value)
+        instance = copy.copy(value)
         for name, item in _fields(value).items():
             # Not `replace`: it runs __init__ again; not setattr: the class may be frozen.
-            object.__setattr__(copied, name, rebuild(item, tensors))
-        return copied
+            object.__setattr__(instance, name, rebuild(item, tensors))
+        return instance
     return value
 
 

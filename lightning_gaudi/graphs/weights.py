@@ -76,12 +76,9 @@ class ModuleWatch:
     def _read_weights(self) -> list[int]:
         seen: list[int] = []
         for module in self._modules:
-            for tensor in module._parameters.values():
-                if tensor is not None:
-                    seen += (id(tensor), tensor.untyped_storage()._cdata)
-            for tensor in module._buffers.values():
-                if tensor is not None:
-                    seen += (id(tensor), tensor.untyped_storage()._cdata)
+            for tensors in (module._parameters, module._buffers):
+                for tensor in tensors.values():
+                    if tensor is not None:
+                        seen += (id(tensor), tensor.untyped_storage()._cdata)
             seen += map(id, module._modules.values())
         return seen
-

@@ -108,7 +108,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("fn", "op", "what", "remedy"), BAD, ids=lambda v: getattr(v, "__name__", ""))
+@pytest.mark.parametrize(
+    ("fn", "op", "what", "remedy"), BAD, ids=lambda v: getattr(v, "__name__", "")
+)
 @pytest.mark.parametrize("inference", [False, True], ids=["no_grad", "inference"])
 def test_names_op_line_and_remedy(fn, op, what, remedy, inference):
     graphed = GraphedForward(fn)
@@ -132,7 +134,11 @@ def test_names_op_line_and_remedy(fn, op, what, remedy, inference):
 def constants(x):
     scale = torch.tensor(2.0, device=x.device)
     positions = torch.arange(3).to(x.device)
-    return x * scale + positions + torch.full((3,), 0.5).to("hpu") * torch.tensor([1.0, 2.0, 3.0]).to("hpu")
+    return (
+        x * scale
+        + positions
+        + torch.full((3,), 0.5).to("hpu") * torch.tensor([1.0, 2.0, 3.0]).to("hpu")
+    )
 
 
 def index_with_integers(x):
@@ -206,7 +212,10 @@ def test_stock_bert_with_a_2d_mask_is_refused_and_names_its_line():
     model = BertModel(config).eval().to("hpu")
     ids = torch.randint(0, 50, (2, 6)).to("hpu")
     mask = torch.ones(2, 6, dtype=torch.int64, device="hpu")
-    with torch.no_grad(), pytest.raises(CaptureError, match=r"transformers/masking_utils\.py:\d+, called"):
+    with (
+        torch.no_grad(),
+        pytest.raises(CaptureError, match=r"transformers/masking_utils\.py:\d+, called"),
+    ):
         GraphedForward(model.forward)(input_ids=ids, attention_mask=mask)
 
 

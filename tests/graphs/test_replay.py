@@ -386,15 +386,27 @@ def test_an_object_that_may_change_runs_eagerly():
 
     graphed = GraphedForward(forward)
     options = Mutable()
-    with pytest.warns(UserWarning, match="of type Mutable"):
+    with pytest.warns(UserWarning, match="among its arguments is an object of type Mutable"):
         assert_same(graphed(batch(), options), batch() * 2)
         options.scale = 5.0
         assert_same(graphed(batch(), options), batch() * 5)
     assert graphed.stats.eager_calls == 2
 
 
+def test_a_cpu_tensor_of_several_elements_runs_eagerly():
+    def forward(x, scale):
+        return x * scale.to("hpu")
+
+    graphed = GraphedForward(forward)
+    scale = torch.full((4,), 2.0)
+    with pytest.warns(UserWarning, match=r"a tensor on cpu of shape \(4,\)"):
+        assert_same(graphed(batch(), scale), batch() * 2)
+        scale += 1
+        assert_same(graphed(batch(), scale), batch() * 3)
+
+
 def test_a_result_that_cannot_be_refreshed_is_an_error():
-    with pytest.raises(RuntimeError, match="it returns a Mutable"):
+    with pytest.raises(RuntimeError, match="it returns an object of type Mutable"):
         GraphedForward(lambda x: Mutable())(batch())
 
 
@@ -443,7 +455,9 @@ def test_eager_mode_has_no_graphs(run_python):
         """,
         PT_HPU_LAZY_MODE="0",
     )
-    assert "HPU graphs exist in lazy mode only, and the Gaudi software runs in eager" in result.stdout
+    assert (
+        "HPU graphs exist in lazy mode only, and the Gaudi software runs in eager" in result.stdout
+    )
 
 
 CALLS = st.lists(
