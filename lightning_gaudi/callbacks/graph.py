@@ -243,7 +243,8 @@ class HPUGraphCallback(Callback):
             self._warn_once(
                 f"HPUGraphCallback: no step called {', '.join(map(repr, unused))}, so nothing of "
                 "it was captured. Children that were called: "
-                f"{', '.join(map(repr, called)) or 'none'}. Name what to capture with targets=[...]."
+                f"{', '.join(map(repr, called)) or 'none'}. Say what to capture with "
+                "targets=[...]."
             )
         if not trainer.sanity_checking:
             metrics = {f"hpu_graph/{name}": v for name, v in self.stats.as_dict().items()}

@@ -25,6 +25,7 @@ from lightning_gaudi.runtime.source import library_line, source_line
 
 _METADATA = frozenset({"aten::is_pinned", "aten::is_same_size", "aten::_version"})
 _INDEXING = frozenset({"aten::index", "aten::index_put", "aten::index_put_"})
+_DATA_DEPENDENT = frozenset({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output})
 # What torch.tensor and indexing by a number call on the constant that they have just made.
 _FRESH = frozenset({"aten::lift_fresh", "aten::lift_fresh_copy"})
 _NUMBER_TYPES = (torch.IntType, torch.FloatType, torch.BoolType, torch.NumberType)
@@ -98,10 +99,9 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         schema = func._schema
         if any(isinstance(r.type, _NUMBER_TYPES) for r in schema.returns):
             self._refuse(name, "reads a device value on the host", _REMEDY_VALUE)
-        tags = func.tags
-        if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
-            if name not in _INDEXING or _has_bool_index(args):
-                self._refuse(name, "has a result whose shape depends on data", _REMEDY_SHAPE)
+        depends_on_data = not _DATA_DEPENDENT.isdisjoint(func.tags)
+        if depends_on_data and (name not in _INDEXING or _has_bool_index(args)):
+            self._refuse(name, "has a result whose shape depends on data", _REMEDY_SHAPE)
         if name == "aten::copy_" and args[0].device.type == "cpu":
             self._refuse(name, "copies a device tensor to the host", _REMEDY_COPY)
         for argument, value in zip(schema.arguments, args, strict=False):

@@ -108,7 +108,7 @@ class GraphedForward:
         if module is None and isinstance(owner, nn.Module):
             module = owner
         update_wrapper(self, fn)  # Lightning and Transformers look at the signature
-        self.name: str = name or getattr(fn, "__qualname__", type(fn).__name__)
+        self.name = name or str(getattr(fn, "__qualname__", type(fn).__name__))
         self.stats = GraphStats()
         self._fn = fn
         self._watch = None if module is None else ModuleWatch(module)

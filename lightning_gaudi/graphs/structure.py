@@ -84,7 +84,7 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
         if kind is slice:
             return (slice, *[flatten(part, []) for part in (value.start, value.stop, value.step)])
         return (kind, value)
-    if isinstance(value, Enum) or isinstance(value, type):
+    if isinstance(value, (Enum, type)):
         return (kind, value)
     if isinstance(value, tuple):
         return (kind, *[flatten(item, tensors) for item in value])

@@ -210,7 +210,7 @@ def test_a_forward_that_no_step_calls_is_named_too():
 
 
 def test_an_unknown_target_is_an_error_that_lists_the_children():
-    with pytest.raises(ConfigurationError, match="no submodule 'bdoy'.*'body', 'head', 'unused'"):
+    with pytest.raises(ConfigurationError, match=r"no submodule 'bdoy'.*'body', 'head', 'unused'"):
         trainer(HPUGraphCallback(targets=["bdoy"])).predict(make(), data())
 
 
