@@ -171,13 +171,21 @@ def _found_mode() -> str:
 
 
 def _mode_error(mode: str, found: str) -> ExecutionModeError:
-    script = shlex.join(sys.argv) if sys.argv and sys.argv[0].endswith(".py") else "SCRIPT"
-    option = "" if mode == "lazy" else "--mode eager "
     return ExecutionModeError(
         f"mode={mode!r} needs {environment.LAZY_MODE}={_LAZY_VALUE[mode]}, but {found}. "
         "The mode is fixed when the Gaudi software loads, which recent releases do inside "
         "`import torch`; it cannot change in this process. Start Python anew with\n"
         f"    export {environment.LAZY_MODE}={_LAZY_VALUE[mode]}\n"
         "or let this do it:\n"
-        f"    lightning-gaudi run {option}{script}"
+        f"    {_command(mode)}"
     )
+
+
+def _command(mode: str) -> str:
+    """The command that starts this program in a mode."""
+    program, *arguments = sys.argv or [""]
+    option = "lazy" if mode == "lazy" else "eager"
+    if Path(program).name == "lightning-gaudi":
+        return shlex.join(["lightning-gaudi", "--mode", option, *arguments])
+    script = shlex.join([program, *arguments]) if program.endswith(".py") else "SCRIPT"
+    return f"lightning-gaudi run {'' if option == 'lazy' else '--mode eager '}{script}"
