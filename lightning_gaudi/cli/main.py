@@ -29,11 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 where the command line is wrong, else with the command's code.
     """
     parser = _parser()
-    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    given, others = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     if given.command is None:
         parser.print_help()
         raise SystemExit(2)
     if given.command == "run":
+        if others:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
         if not Path(given.script).exists():
             parser.error(f"there is no script {given.script!r} in {Path.cwd()}")
         start_python([given.script, *given.arguments], lazy=(given.mode or "lazy") == "lazy")
@@ -42,11 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.mode is not None:
         wanted = "1" if given.mode == "lazy" else "0"
     if wanted is None or wanted != environment.lazy_mode():
-        again = ["-m", "lightning_gaudi.cli", given.command, *given.arguments]
+        again = ["-m", "lightning_gaudi.cli", given.command, *others]
         start_python(again, lazy=wanted != "0")
-    sys.argv = [PROGRAM, given.command, *given.arguments]
     try:
-        run_trainer(PROGRAM, [given.command, *given.arguments], is_lazy=wanted == "1")
+        run_trainer(PROGRAM, [given.command, *others], is_lazy=wanted == "1")
     except ModuleNotFoundError as error:
         if error.name != "jsonargparse":
             raise
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
+        allow_abbrev=False,
         description="Run PyTorch Lightning on Intel Gaudi, in the execution mode you choose.",
         epilog=(
             "Without a card, export LIGHTNING_GAUDI_EMULATOR=1 to use the emulated HPU. "
@@ -66,22 +68,23 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     run = commands.add_parser(
         "run",
+        allow_abbrev=False,
         help="start a Python script in an execution mode",
         description=(
             "Start Python anew with the execution mode set before anything is imported, and run a "
             "script in it. The exit code is the script's."
         ),
     )
-    # Given before or after "run"; left alone here, the value from before stays.
+    # May stand before or after the command; suppressed here, a value from before stays.
     _add_mode(run, argparse.SUPPRESS)
     run.add_argument("script", metavar="SCRIPT", help="the script's path")
     run.add_argument(
         "arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="the script's own arguments"
     )
     for name, text in TRAINER_COMMANDS.items():
-        # LightningCLI answers --help of these.
-        command = commands.add_parser(name, help=text, add_help=False)
-        command.add_argument("arguments", nargs=argparse.REMAINDER)
+        # What these do not know, --help included, is LightningCLI's.
+        command = commands.add_parser(name, help=text, add_help=False, allow_abbrev=False)
+        _add_mode(command, argparse.SUPPRESS)
     return parser
 
 

@@ -19,7 +19,7 @@ TRAINER_COMMANDS = {
 
 
 def run_trainer(program: str, arguments: Sequence[str], *, is_lazy: bool) -> None:
-    """Run LightningCLI, with the HPU as the default accelerator.
+    """Run LightningCLI on the process's command line, with the HPU as the default accelerator.
 
     Modules in the working directory can be named in ``class_path``, as with ``python -m``.
 
@@ -37,6 +37,7 @@ def run_trainer(program: str, arguments: Sequence[str], *, is_lazy: bool) -> Non
             'pip install "lightning-gaudi[cli]"',
             name="jsonargparse",
         )
+    sys.argv = [program, *arguments]
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -45,5 +46,4 @@ def run_trainer(program: str, arguments: Sequence[str], *, is_lazy: bool) -> Non
     LightningCLI(
         trainer_defaults=defaults,
         parser_kwargs={"prog": program, "description": "PyTorch Lightning on Intel Gaudi."},
-        args=list(arguments),
     )
