@@ -15,16 +15,13 @@ In eager mode every op is a graph of its own.
 from __future__ import annotations
 
 import os
-import sys
-from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_gaudi.emulator import capture, events
+from lightning_gaudi.emulator import events, mixed_devices
 from lightning_gaudi.emulator.ops import OpInfo
-from lightning_gaudi.emulator.tensor import HPUTensor, block_of, wrap
+from lightning_gaudi.emulator.tensor import HPUTensor, block_of
 
 
 class LazyGraph:
@@ -37,11 +34,12 @@ class LazyGraph:
         self.inputs: list[tuple[Any, ...]] = []
         self.num_compute = 0
 
-    def add_input(self, tensor: HPUTensor) -> tuple[LazyGraph, int]:
-        """Number a tensor that was made before this graph began."""
+    def add_input(self, tensor: HPUTensor) -> int:
+        """Number a tensor that was made before this graph began: its place there, negative."""
         self.inputs.append((tensor.shape, tensor.dtype, tensor.stride()))
-        node = tensor._node = (self, -len(self.inputs))
-        return node
+        place = -len(self.inputs)
+        tensor._node = (self, place)
+        return place
 
 
 class RecipeCache:
@@ -75,39 +73,44 @@ cache = RecipeCache()
 fallbacks: dict[str, int] = {}
 """CPU fallbacks so far by op name."""
 
-_pending = LazyGraph()
-
-
-def pending() -> LazyGraph:
-    """The graph that the next op joins."""
-    return _pending
+pending = LazyGraph()
+"""The graph that the next op joins."""
 
 
 def flush(cause: str) -> None:
     """Close the pending graph, as a flush on the card would; nothing pending, nothing happens."""
-    global _pending
-    graph = _pending
+    global pending
+    graph = pending
     if not graph.ops:
         return
-    _pending = LazyGraph()
-    if graph.num_compute == 0:
-        return
-    events.emit("flush", cause)
-    _compile(tuple(graph.ops), tuple(graph.inputs), cause)
+    pending = LazyGraph()
+    if graph.num_compute:
+        events.emit("flush", cause)
+        _compile(graph, cause)
+    graph.ops.clear()  # tensors keep their graph, to know that it is not the pending one
 
 
-def _compile(ops: tuple[Any, ...], inputs: tuple[Any, ...], cause: str) -> None:
-    if not cache.look_up((ops, inputs)):
+def close_eager(cause: str) -> None:
+    """In eager mode: compile the one op that is pending, without an event for the flush."""
+    global pending
+    graph, pending = pending, LazyGraph()
+    if graph.num_compute:
+        _compile(graph, cause)
+    graph.ops.clear()
+
+
+def _compile(graph: LazyGraph, cause: str) -> None:
+    if not cache.look_up((tuple(graph.ops), tuple(graph.inputs))):
         detail = ""
         if events.is_recording():
-            shapes = ", ".join(f"{list(shape)}:{dtype}" for shape, dtype, _ in inputs)
-            detail = f"{len(ops)} ops; inputs {shapes}"
+            shapes = ", ".join(f"{list(shape)}:{dtype}" for shape, dtype, _ in graph.inputs)
+            detail = f"{len(graph.ops)} ops; inputs {shapes}"
         events.emit("compile", cause, detail)
 
 
 def is_pending(tensor: HPUTensor) -> bool:
     """Whether the value of a tensor waits for the next flush."""
-    return block_of(tensor).writer is _pending
+    return block_of(tensor).writer is pending
 
 
 def describe(
@@ -120,88 +123,59 @@ def describe(
     Raises:
         RuntimeError: An argument lies on the host.
     """
+    part: list[Any] = [info.name]
     ignored = info.ignored
-    parts: list[Any] = [info.name]
-    if info.takes_host_indices:
-        return (info.name, *[_index_part(graph, value) for value in args])
+    on_host = 0
     for position, value in enumerate(args):
-        parts.append(_part(graph, value, position in ignored))
+        kind = type(value)
+        if kind is HPUTensor:
+            node = value._node
+            part.append(node[1] if node[0] is graph else graph.add_input(value))
+        elif position in ignored and not isinstance(value, Tensor):
+            part.append(kind)
+        elif kind is int or value is None:
+            part.append(value)
+        elif kind is list or kind is tuple:
+            items = [_part_of_item(graph, item) for item in value]
+            on_host += any(type(item) is _HostTensor for item in items)
+            part.append(tuple(items))
+        elif isinstance(value, Tensor):
+            on_host += value.dim() > 0
+            part.append(_HostTensor((value.dtype, value.shape)))
+        else:
+            part.append((kind, value))
     for name, value in kwargs.items():
-        is_ignored = name in ignored or (
-            name == "value" and info.ignored_unless_one and value != 1
-        )
-        parts.append((name, _part(graph, value, is_ignored)))
-    return tuple(parts)
+        is_ignored = name in ignored or (name == "value" and info.ignored_unless_one and value != 1)
+        if is_ignored and not isinstance(value, Tensor):
+            part.append((name, type(value)))
+        else:
+            item = _part_of_item(graph, value)
+            on_host += type(item) is _HostTensor
+            part.append((name, item))
+    if on_host:
+        value = None  # a further name for an argument, and it would not pass for a helper
+        mixed_devices.check(info, args, kwargs)
+    return tuple(part)
 
 
-def _part(graph: LazyGraph, value: Any, is_ignored: bool) -> Any:
+class _HostTensor(tuple[Any, ...]):
+    """What a recipe knows of an operand on the host: dtype and shape, not the value."""
+
+    __slots__ = ()
+
+
+def _part_of_item(graph: LazyGraph, value: Any) -> Any:
     kind = type(value)
     if kind is HPUTensor:
         node = value._node
-        return (node if node[0] is graph else graph.add_input(value))[1]
+        return node[1] if node[0] is graph else graph.add_input(value)
     if kind is int or value is None:
-        return kind if is_ignored else value
+        return value
     if kind is list or kind is tuple:
-        return tuple([_part(graph, item, is_ignored) for item in value])
+        return tuple([_part_of_item(graph, item) for item in value])
     if isinstance(value, Tensor):
-        if value.dim():
-            _refuse_if_foreign(value)
-        # A zero-dimensional CPU tensor is an operand like any other; its value does not matter.
-        return (value.dtype, value.shape)
-    return kind if is_ignored else (kind, value)
-
-
-def _index_part(graph: LazyGraph, value: Any) -> Any:
-    """Like `_part` for indexing, whose index tensors may lie on the host as on any device."""
-    if type(value) in (list, tuple):
-        return tuple(
-            (item.dtype, item.shape) if type(item) is Tensor else _part(graph, item, False)
-            for item in value
-        )
-    return _part(graph, value, False)
-
-
-def _refuse_if_foreign(value: Tensor) -> None:
-    """Refuse a tensor that the user made on the host, as PyTorch refuses two devices.
-
-    C++ takes our tensors for CPU tensors, so a composite op may make itself a helper tensor "on the
-    same device" that arrives here without our type. Nothing in Python refers to such a helper but
-    this call, and that is how it is told from a tensor of the user's.
-    """
-    references = sys.getrefcount(value)
-    if _calibration is not None:
-        _calibration.append(references)
-    elif references > _helper_references():
-        raise RuntimeError(
-            "Expected all tensors to be on the same device, but found at least two devices, "
-            'hpu:0 and cpu! Move the CPU tensor first: tensor.to("hpu").'
-        )
-
-
-_calibration: list[int] | None = None
-
-
-@lru_cache(maxsize=1)
-def _helper_references() -> int:
-    """References to a helper tensor when it arrives above; the number depends on the Python."""
-    global _calibration, _pending, cache
-    seen: list[int] = []
-    kept = (_pending, cache, capture.current)
-    _pending, cache, capture.current, _calibration = LazyGraph(), RecipeCache(), None, seen
-    try:
-        with events.muted(), torch.inference_mode(False), torch.no_grad():
-            torch.quantile(wrap(torch.arange(3.0)), 0.5)  # makes itself a tensor of ranks
-    finally:
-        (_pending, cache, capture.current), _calibration = kept, None
-    return max(seen)
-
-
-def commit(graph: LazyGraph, part: tuple[Any, ...], is_compute: bool) -> int:
-    """Add an op that has run; returns its place in the graph."""
-    graph.ops.append(part)
-    if is_compute:
-        graph.num_compute += 1
-    return len(graph.ops) - 1
+        return _HostTensor((value.dtype, value.shape))
+    return (kind, value)
 
 
 def fall_back(name: str) -> None:
@@ -220,16 +194,7 @@ def fall_back(name: str) -> None:
     events.emit("cpu_fallback", name)
 
 
-def commit_eager(graph: LazyGraph, cause: str) -> None:
-    """In eager mode: compile the one op that the graph holds, without an event for the flush."""
-    global _pending
-    _pending = LazyGraph()
-    if graph.num_compute:
-        _compile(tuple(graph.ops), tuple(graph.inputs), cause)
-
-
 def before_host_read(cause: str) -> None:
     """The host is about to wait for a value: flush what is pending and count the read."""
     flush(cause)
     events.emit("host_read", cause)
-

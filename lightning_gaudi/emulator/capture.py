@@ -45,7 +45,10 @@ class Program:
         if info.writes:
             self.steps.append((info.func, plain_args, plain_kwargs))
             return
-        results = [out] if isinstance(out, Tensor) else list(out)
+        results = [out] if isinstance(out, Tensor) else list(out or ())
+        if not results:  # nothing to refresh, as for an assertion on the device
+            self.steps.append((info.func, plain_args, plain_kwargs))
+            return
         if info.may_alias and all(self._is_view(result, args) for result in results):
             return
         plain_results = [self._plain(result) for result in results]
@@ -77,7 +80,7 @@ class Program:
 
     def run(self) -> None:
         """Run the ops again. Casts were captured too, so autocast is off; autograd sees nothing."""
-        with torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():  # type: ignore[attr-defined]
+        with torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
             for func, args, kwargs in self.steps:
                 func(*args, **kwargs)
 

@@ -119,6 +119,32 @@ def set_rng_state(new_state: torch.Tensor, device: Any = "hpu") -> None:
     torch.default_generator.set_state(new_state)
 
 
+def get_rng_state_all() -> list[torch.Tensor]:
+    """The state of every device's generator: one, as a process has one device."""
+    return [get_rng_state()]
+
+
+def set_rng_state_all(new_states: list[torch.Tensor]) -> None:
+    """Put states back that `get_rng_state_all` gave."""
+    for new_state in new_states:
+        set_rng_state(new_state)
+
+
+def seed() -> int:
+    """Seed the generator from the system's entropy; returns the seed."""
+    return torch.default_generator.seed()
+
+
+def seed_all() -> int:
+    """Seed every device's generator from the system's entropy; returns the seed."""
+    return seed()
+
+
+def initial_seed() -> int:
+    """The seed that the generator was last given."""
+    return torch.default_generator.initial_seed()
+
+
 def get_amp_supported_dtype() -> list[torch.dtype]:
     """Dtypes that ``torch.autocast("hpu")`` takes."""
     return list(SUPPORTED_DTYPES)
@@ -138,7 +164,7 @@ def _is_in_bad_fork() -> bool:
     return False
 
 
-class device:  # noqa: N801 - the SDK's name
+class device:
     """Context manager that chooses the device; only index 0 exists."""
 
     def __init__(self, device: Any) -> None:
@@ -160,7 +186,9 @@ __all__ = [
     "get_autocast_hpu_dtype",
     "get_device_name",
     "get_rng_state",
+    "get_rng_state_all",
     "init",
+    "initial_seed",
     "is_autocast_hpu_enabled",
     "is_available",
     "is_initialized",
@@ -174,7 +202,10 @@ __all__ = [
     "memory_stats",
     "reset_accumulated_memory_stats",
     "reset_peak_memory_stats",
+    "seed",
+    "seed_all",
     "set_device",
     "set_rng_state",
+    "set_rng_state_all",
     "synchronize",
 ]

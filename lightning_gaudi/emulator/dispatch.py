@@ -1,4 +1,4 @@
-"""Every op on an `HPUTensor` comes through here: run it, give the result our type, keep the books."""
+"""Every op on an `HPUTensor`: run it, give the result our type, keep the books."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from lightning_gaudi.emulator import accounting, capture, events
+from lightning_gaudi.emulator import accounting, capture, events, mixed_devices
 from lightning_gaudi.emulator.memory import Block
 from lightning_gaudi.emulator.mode import is_lazy
-from lightning_gaudi.emulator.ops import OpInfo, OpKind, info_of
-from lightning_gaudi.emulator.tensor import HPUTensor, block_of, wrap
+from lightning_gaudi.emulator.ops import OpInfo, OpKind
+from lightning_gaudi.emulator.tensor import HPUTensor, block_of, new_block, unwrap, wrap
 
 _aten = torch.ops.aten
-_no_dispatch = torch._C._DisableTorchDispatch  # type: ignore[attr-defined]
-_is_alias_of = torch._C._is_alias_of
+_no_dispatch = torch._C._DisableTorchDispatch
+_is_alias_of = torch._C._is_alias_of  # type: ignore[attr-defined]
+_make_subclass: Any = Tensor._make_subclass
 
 Handler = Callable[[OpInfo, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -25,23 +27,59 @@ def dispatch(
     func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> Any:
     """Run one op. The work happens on the same objects below PyTorch's Python key."""
-    info = info_of(func)
+    entry = _entries.get(id(func))
+    if entry is None:
+        entry = _enter(func)
+    info, handler = entry
+    return handler(info, args, kwargs or {})
+
+
+# By id, since an overload's own hash is Python code; `OpInfo` keeps the overload alive.
+_entries: dict[int, tuple[OpInfo, Handler]] = {}
+
+
+def _enter(func: OpOverload) -> tuple[OpInfo, Handler]:
+    """Describe an op on its first use, and choose what handles it."""
+    info = OpInfo(func)
     handler = _handlers.get(func)
-    if handler is not None:
-        return handler(info, args, kwargs or {})
-    return _run(info, args, kwargs or {})
+    if handler is None:
+        if info.kind is not OpKind.COMPUTE:
+            handler = _run_special
+        elif not info.has_card_kernel:
+            handler = _run_on_host
+        else:
+            handler = _run_simple if info.is_simple else _run
+    entry = _entries[id(func)] = (info, handler)
+    return entry
+
+
+def _run_simple(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`_run` for most ops: one result, on memory of its own."""
+    graph = accounting.pending
+    part = accounting.describe(graph, info, args, kwargs)
+    with _no_dispatch():
+        out = info.call(*args, **kwargs)
+    if type(out) is not Tensor:
+        return _finish(info, args, kwargs, out, graph, part)
+    result = _make_subclass(HPUTensor, out, False)
+    result._block = new_block(out, graph)
+    ops = graph.ops
+    result._node = (graph, len(ops))
+    ops.append(part)
+    graph.num_compute += 1
+    if capture.current is not None:
+        capture.current.add(info, args, kwargs, result)
+    elif not is_lazy():
+        accounting.close_eager(info.name)
+    return result
 
 
 def _run(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    kind = info.kind
-    if kind is not OpKind.COMPUTE:
-        return _run_special(info, args, kwargs)
-    if not info.has_card_kernel:
-        return _run_on_host(info, args, kwargs)
-    graph = accounting.pending()
+    """An op that joins the pending graph."""
+    graph = accounting.pending
     part = accounting.describe(graph, info, args, kwargs)
     with _no_dispatch():
-        out = info.func(*args, **kwargs)
+        out = info.call(*args, **kwargs)
     return _finish(info, args, kwargs, out, graph, part)
 
 
@@ -56,38 +94,38 @@ def _finish(
     """Type the results, add the op to its graph and, while capturing, to the capture."""
     place = len(graph.ops)
     is_compute = not info.may_alias
-    if type(out) is Tensor:
-        block = _block_of_alias(out, args) if info.may_alias else None
+
+    def typed(plain: Tensor, node: tuple[Any, int]) -> HPUTensor:
+        nonlocal is_compute
+        block = _block_of_alias(plain, args) if info.may_alias else None
         if block is None:
             is_compute = True
-            block = Block(out.untyped_storage().nbytes(), graph)
-        out = wrap(out, block)
-        out._node = (graph, place)
+            block = new_block(plain, graph)
+        result = wrap(plain, block)
+        result._node = node
+        return result
+
+    if type(out) is Tensor:
+        out = typed(out, (graph, place))
     elif type(out) is tuple or type(out) is list:
-        wrapped = []
-        for number, item in enumerate(out):
-            if type(item) is Tensor:
-                block = _block_of_alias(item, args) if info.may_alias else None
-                if block is None:
-                    is_compute = True
-                    block = Block(item.untyped_storage().nbytes(), graph)
-                item = wrap(item, block)
-                # A result of its own needs a place of its own; none of a recipe is that long.
-                item._node = (graph, place + (number << 32))
-            wrapped.append(item)
-        out = type(out)(wrapped)
+        # Each result needs a place of its own; no recipe is long enough to reach these.
+        out = type(out)(
+            typed(item, (graph, place + (number << 32))) if type(item) is Tensor else item
+            for number, item in enumerate(out)
+        )
     for position in info.writes:
-        target = kwargs.get(position) if type(position) is str else args[position]  # type: ignore[index]
-        for tensor in target if type(target) in (list, tuple) else (target,):
+        target = kwargs.get(position) if isinstance(position, str) else args[position]
+        for tensor in target if isinstance(target, (list, tuple)) else (target,):
             if type(tensor) is HPUTensor:
                 block_of(tensor).writer = graph
                 tensor._node = (graph, place)
                 is_compute = True
-    accounting.commit(graph, part, is_compute)
+    graph.ops.append(part)
+    graph.num_compute += is_compute
     if capture.current is not None:
         capture.current.add(info, args, kwargs, out)
     elif not is_lazy():
-        accounting.commit_eager(graph, info.name)
+        accounting.close_eager(info.name)
     return out
 
 
@@ -110,9 +148,9 @@ def _run_special(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         accounting.before_host_read(info.name)
         if capture.current is not None:
             capture.current.bake(info)
-    _check_devices(info, args, kwargs)
+    mixed_devices.check(info, args, kwargs)
     with _no_dispatch():
-        out = info.func(*args, **kwargs)
+        out = info.call(*args, **kwargs)
     return _wrap_all(out)
 
 
@@ -121,15 +159,10 @@ def _run_on_host(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if capture.current is not None:
         capture.current.refuse_fallback(info)
     accounting.fall_back(info.name)
-    _check_devices(info, args, kwargs)
+    mixed_devices.check(info, args, kwargs)
     with _no_dispatch():
-        out = info.func(*args, **kwargs)
+        out = info.call(*args, **kwargs)
     return _wrap_all(out)
-
-
-def _check_devices(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Check an op that joins no graph: nothing is pending when it runs."""
-    accounting.describe(accounting.LazyGraph(), info, args, kwargs)
 
 
 def _wrap_all(out: Any) -> Any:
@@ -155,10 +188,11 @@ def _copy_(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             capture.current.add_constant(target, source)
         events.emit("h2d", info.name)
     else:
-        accounting.flush("d2h")
+        if accounting.is_pending(source):
+            accounting.flush("d2h")
         events.emit("d2h", info.name)
     with _no_dispatch():
-        return info.func(*args, **kwargs)
+        return info.call(*args, **kwargs)
 
 
 def _to_copy(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -166,18 +200,18 @@ def _to_copy(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
     A composite that hands on ``device=cpu`` means "the same device": C++ knows no better.
     """
-    source = args[0]
-    if not _host_requests or _host_requests[-1] is not source:
+    if not _host_requests or not _host_requests[-1]:
         return _run(info, args, kwargs)
-    _host_requests[-1] = None
-    if accounting.is_pending(source):
+    _host_requests[-1] = False
+    if accounting.is_pending(args[0]):
         accounting.flush("d2h")
     events.emit("d2h", info.name)
     with _no_dispatch():
-        return info.func(*args, **kwargs)
+        return info.call(*args, **kwargs)
 
 
-_host_requests: list[Tensor | None] = []
+# Whether the copy that `to_host` asked for is still to come; a stack, as a mode may copy meanwhile.
+_host_requests: list[bool] = []
 
 
 def to_host(tensor: HPUTensor, **options: Any) -> Tensor:
@@ -190,9 +224,10 @@ def to_host(tensor: HPUTensor, **options: Any) -> Tensor:
     Returns:
         A plain CPU tensor that shares nothing with the source.
     """
-    _host_requests.append(tensor)
+    _host_requests.append(True)
     try:
-        return _aten._to_copy.default(tensor, device=torch.device("cpu"), **options)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            return _aten._to_copy.default(tensor, device=torch.device("cpu"), **options)  # type: ignore[no-any-return]
     finally:
         _host_requests.pop()
 
@@ -201,9 +236,15 @@ def _detach(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``detach`` and ``alias``: the same tensor to a recipe, under another Python object."""
     source = args[0]
     with _no_dispatch():
-        out = wrap(info.func(*args, **kwargs), block_of(source))
+        out = wrap(info.call(*args, **kwargs), block_of(source))
     out._node = source._node
     return out
+
+
+def _pack_padded_sequence(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Its second result, the batch sizes, lies on the host for any device."""
+    data, batch_sizes = _run_on_host(info, args, kwargs)
+    return data, unwrap(batch_sizes)
 
 
 def _lift_fresh(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -214,7 +255,7 @@ def _change_storage(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any])
     """``set_`` and ``resize_``: the tensor's block must follow its storage."""
     tensor = args[0]
     with _no_dispatch():
-        out = info.func(*args, **kwargs)
+        out = info.call(*args, **kwargs)
     source = args[1] if len(args) > 1 else None
     if type(source) is HPUTensor:
         tensor._block, tensor._node = block_of(source), source._node
@@ -224,7 +265,7 @@ def _change_storage(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any])
         if block is not None and info.name.startswith("resize"):
             block.resize(nbytes)
         else:
-            tensor._block = Block(nbytes)
+            tensor._block = new_block(tensor)
         tensor._node = (None, 0)
     return out
 
@@ -235,7 +276,11 @@ _handlers: dict[Any, Handler] = {
     _aten.detach.default: _detach,
     _aten.alias.default: _detach,
     _aten.lift_fresh.default: _lift_fresh,
-    **{getattr(_aten.set_, name): _change_storage for name in _aten.set_.overloads()},
+    _aten._pack_padded_sequence.default: _pack_padded_sequence,
+    **{
+        getattr(_aten.set_, name): _change_storage
+        for name in _aten.set_.overloads()  # type: ignore[no-untyped-call]
+    },
     _aten.resize_.default: _change_storage,
     _aten.resize_as_.default: _change_storage,
 }
@@ -243,4 +288,4 @@ _handlers: dict[Any, Handler] = {
 
 def attach() -> None:
     """Make `dispatch` what PyTorch calls for every op on an `HPUTensor`."""
-    HPUTensor.__torch_dispatch__ = staticmethod(dispatch)  # type: ignore[assignment, method-assign]
+    HPUTensor.__torch_dispatch__ = staticmethod(dispatch)

@@ -1,8 +1,8 @@
 """What the emulated HPU raises.
 
-    RuntimeError
-      EmulatorError              the emulator cannot be put into this process
-      GraphCaptureError          a graph primitive was used as a card would not survive
+RuntimeError
+  EmulatorError              the emulator cannot be put into this process
+  GraphCaptureError          a graph primitive was used as a card would not survive
 """
 
 

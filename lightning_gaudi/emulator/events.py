@@ -74,18 +74,6 @@ def event_counts() -> dict[str, int]:
 
 
 @contextmanager
-def muted() -> Iterator[None]:
-    """Neither count nor record what happens in the block."""
-    before, open_records = dict(counts), list(_records)
-    _records.clear()
-    try:
-        yield
-    finally:
-        counts.update(before)
-        _records[:] = open_records
-
-
-@contextmanager
 def record() -> Iterator[list[Event]]:
     """Record the events of the ``with`` block, in order, into the list it yields."""
     events: list[Event] = []

@@ -47,10 +47,23 @@ def _check(device: torch.device | None) -> None:
         check_index(device)
 
 
+def _triangle_indices(name: str) -> Any:
+    """``tril_indices`` and ``triu_indices``, which PyTorch does not build from other factories."""
+    plain_function = getattr(torch, name)
+
+    def kernel(*args: Any, device: Any = None, pin_memory: Any = None, **kwargs: Any) -> Tensor:
+        _check(device)
+        return wrap(plain_function(*args, device="cpu", **kwargs))
+
+    return kernel
+
+
 def register() -> None:
     """Register the kernels for our device, and for a ``torch.device`` from before its naming."""
-    library = torch.library.Library("aten", "IMPL")
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for key in ("PrivateUse1", "HPU"):
         library.impl("empty.memory_format", _empty, key)
         library.impl("empty_strided", _empty_strided, key)
+        for name in ("tril_indices", "triu_indices"):
+            library.impl(name, _triangle_indices(name), key)
     _registrations.append(library)  # kernels live as long as their library object

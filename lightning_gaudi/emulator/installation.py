@@ -58,9 +58,13 @@ def install() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as setup
 
     from lightning_gaudi.emulator import (
+        accelerator_module,
         autocast,
         device_module,
         factories,
+        functions,
+        generator,
+        gradients,
         methods,
         serialization,
         swapping,
@@ -71,11 +75,18 @@ def install() -> None:
     setup("hpu", backend_module=device_module)
     tensor.name_device()
     factories.register()
-    transfer.attach()
-    methods.attach()
-    autocast.attach()
-    serialization.attach()
-    swapping.attach()
+    for part in (
+        transfer,
+        methods,
+        functions,
+        gradients,
+        swapping,
+        autocast,
+        serialization,
+        generator,
+        accelerator_module,
+    ):
+        part.attach()
     sys.meta_path.insert(0, _Finder())
     _is_installed = True
 

@@ -6,6 +6,7 @@ Pickling writes plain CPU tensors, so that no checkpoint names our class and
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from lightning_gaudi.emulator import dispatch, events
 from lightning_gaudi.emulator.dispatch import to_host
-from lightning_gaudi.emulator.tensor import HPUTensor, block_of, unwrap
+from lightning_gaudi.emulator.swapping import exchange
+from lightning_gaudi.emulator.tensor import OWN_ATTRIBUTES, HPUTensor, block_of, unwrap
+from lightning_gaudi.emulator.transfer import check_index
 
 
 def tolist(self: HPUTensor) -> Any:
@@ -66,7 +69,7 @@ def _reduce_ex(self: HPUTensor, protocol: Any) -> Any:
         hooks: OrderedDict[Any, Any] = OrderedDict()
         return torch._utils._rebuild_parameter, (plain, self.requires_grad, hooks)
     plain.requires_grad_(self.requires_grad and self.is_leaf)
-    return plain.__reduce_ex__(protocol)
+    return plain.__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 def _deepcopy(self: HPUTensor, memo: dict[int, Any]) -> Any:
@@ -78,81 +81,73 @@ def _deepcopy(self: HPUTensor, memo: dict[int, Any]) -> Any:
             "protocol at the moment. Detach the tensor first."
         )
     with torch.no_grad():
-        copied = self.clone()
-    result: Any = copied
-    if isinstance(self, nn.Parameter):
-        result = nn.Parameter(copied, self.requires_grad)
-    else:
-        result.requires_grad_(self.requires_grad)
-    if self.grad is not None:
-        result.grad = _deepcopy(self.grad, memo)  # type: ignore[arg-type]
+        copied: Any = self.clone()
+    is_parameter = isinstance(self, nn.Parameter)
+    result = nn.Parameter(copied, self.requires_grad) if is_parameter else copied
     memo[id(self)] = result
+    if not is_parameter:  # PyTorch copies no gradient and no attributes of parameters
+        result.requires_grad_(self.requires_grad)
+        if self.grad is not None:
+            result.grad = copy.deepcopy(self.grad, memo)
+        for name, value in vars(self).items():
+            if name not in OWN_ATTRIBUTES:
+                setattr(result, name, copy.deepcopy(value, memo))
     return result
 
 
-_plain_data = Tensor.data
+_plain_data: Any = Tensor.data
 
 
 def _get_data(self: HPUTensor) -> Tensor:
-    return _plain_data.__get__(self)  # type: ignore[attr-defined, no-any-return]
+    data: Tensor = _plain_data.__get__(self)
+    return data
 
 
-def _set_data(self: HPUTensor, value: Tensor) -> None:
-    if type(value) is not HPUTensor:
-        raise RuntimeError(
-            "the emulated HPU cannot turn a tensor on hpu:0 into a CPU tensor by assigning to "
-            '.data. Move the module with module.to("cpu") instead.'
-        )
-    _plain_data.__set__(self, value)  # type: ignore[attr-defined]
-    # The storage is another one now, and so is its place in the pending graph.
-    self._block, self._node = block_of(value), value._node
+def _set_data(self: Tensor, value: Tensor) -> None:
+    """``tensor.data = value``, which may bring the tensor to another device."""
+    if type(self) is not HPUTensor and type(value) is not HPUTensor:
+        _plain_data.__set__(self, value)
+    elif type(self) is type(value):
+        _plain_data.__set__(self, value)
+        # The storage is another one now, and so is its place in the pending graph.
+        self._block, self._node = block_of(value), value._node  # type: ignore[attr-defined, arg-type]
+    else:
+        moved = value.detach()
+        if isinstance(self, nn.Parameter):
+            moved = nn.Parameter(moved, self.requires_grad)
+        exchange(self, moved)
+
+
+def _legacy_new(self: HPUTensor, *args: Any, **kwargs: Any) -> Tensor:
+    return Tensor.new(unwrap(self), *args, **kwargs).to("hpu")
 
 
 def _new(name: str) -> Any:
     plain_method = getattr(Tensor, name)
 
     def method(self: HPUTensor, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
-        if device is not None and torch.device(device).type != "hpu":
-            return plain_method(unwrap(self), *args, device=device, **kwargs)  # type: ignore[no-any-return]
+        target = self.device if device is None else torch.device(device)
+        if target.type != "hpu":
+            result: Tensor = plain_method(unwrap(self), *args, device=target, **kwargs)
+            return result
+        check_index(target)
         if name == "new_tensor":
-            kwargs.setdefault("dtype", self.dtype)
-            return torch.tensor(*args, device="hpu", **kwargs)
-        return plain_method(self, *args, **kwargs)  # type: ignore[no-any-return]
+            options: dict[str, Any] = {"dtype": self.dtype, **kwargs, "device": target}
+            return torch.tensor(*args, **options)
+        result = plain_method(self, *args, **kwargs)
+        return result
 
     method.__name__ = name
     return method
 
 
-def _like(name: str) -> Any:
-    plain_function = getattr(torch, name)
-
-    def function(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        device = kwargs.get("device")
-        if device is None:
-            return plain_function(input, *args, **kwargs)  # type: ignore[no-any-return]
-        if type(input) is HPUTensor:
-            if torch.device(device).type == "hpu":
-                kwargs.pop("device")
-            else:
-                input = unwrap(input)
-        return plain_function(input, *args, **kwargs)  # type: ignore[no-any-return]
-
-    function.__name__ = name
-    function.__doc__ = plain_function.__doc__
-    return function
-
-
-def _pin_memory(self: HPUTensor, *args: Any) -> Tensor:
-    raise RuntimeError("cannot pin 'hpu' tensors: only dense CPU tensors can be pinned")
-
-
 def attach() -> None:
-    """Give `HPUTensor` its methods, and the ``*_like`` functions their sense of the host."""
+    """Give `HPUTensor` its methods."""
     dispatch.attach()
     methods: dict[str, Any] = {
+        "new": _legacy_new,
         "tolist": tolist,
         "numpy": numpy,
-        "pin_memory": _pin_memory,
         "data": property(_get_data, _set_data),
         "__array__": _array,
         "__repr__": _repr,
@@ -164,5 +159,5 @@ def attach() -> None:
         methods[name] = _new(name)
     for name, method in methods.items():
         setattr(HPUTensor, name, method)
-    for name in ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"):
-        setattr(torch, name, _like(name))
+    # A plain tensor's `.data` stays PyTorch's own: only parameters are moved that way.
+    nn.Parameter.data = property(lambda self: _plain_data.__get__(self), _set_data)  # type: ignore[assignment]

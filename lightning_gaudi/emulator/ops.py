@@ -6,6 +6,7 @@ arguments that the bridge turns into tensors (read from bridge release 1.19.0, A
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum, auto
 from importlib.resources import files
 from typing import Any
@@ -85,7 +86,15 @@ _DATA_DEPENDENT = frozenset(
         "nms",
     }
 )
-_INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
+# Indices may lie on the host for any device; lengths of packed sequences must.
+_HOST_POSITIONS = {
+    "index": frozenset({1}),
+    "index_put": frozenset({1}),
+    "index_put_": frozenset({1}),
+    "_index_put_impl_": frozenset({1}),
+    "_pack_padded_sequence": frozenset({1}),
+    "_pack_padded_sequence_backward": frozenset({2}),
+}
 _FACTORIES = frozenset({"empty_like", "new_empty", "new_empty_strided"})
 # The value of these is a tensor of the recipe, unless it is 1 (HABANA.md, "Lazy mode").
 _VALUE_UNLESS_ONE = frozenset({"addcmul", "addcmul_", "addcdiv", "addcdiv_"})
@@ -139,20 +148,22 @@ class OpInfo:
         ignored: Positions and names of numbers whose value is no part of the recipe.
         ignored_unless_one: Whether keyword ``value`` is ignored unless it is 1.
         has_card_kernel: Whether the card has a kernel; without one it is a CPU fallback.
-        takes_host_indices: Whether index tensors may lie on the host.
-        is_random: Whether each run draws anew.
+        host_positions: Positions of arguments that may lie on the host, such as index tensors.
+        call: Runs the overload; ``func`` itself is a detour through Python to the same.
+        is_simple: Whether the op gives one tensor of its own and writes to nothing.
     """
 
     __slots__ = (
+        "call",
         "func",
         "has_card_kernel",
+        "host_positions",
         "ignored",
         "ignored_unless_one",
-        "is_random",
+        "is_simple",
         "kind",
         "may_alias",
         "name",
-        "takes_host_indices",
         "writes",
     )
 
@@ -160,6 +171,7 @@ class OpInfo:
         schema = func._schema
         base = schema.name.removeprefix("aten::")
         self.func = func
+        self.call: Callable[..., Any] = func._op if type(func) is OpOverload else func
         self.name = _short_name(func)
         self.kind = _kind_of(func, base)
         self.may_alias = any(
@@ -183,8 +195,13 @@ class OpInfo:
             or not schema.name.startswith("aten::")
             or _has_card_kernel(func, base, self.name)
         )
-        self.takes_host_indices = base in _INDEXING
-        self.is_random = torch.Tag.nondeterministic_seeded in func.tags
+        self.host_positions = _HOST_POSITIONS.get(base, frozenset())
+        self.is_simple = (
+            not self.may_alias
+            and not self.writes
+            and len(schema.returns) == 1
+            and isinstance(schema.returns[0].type, torch.TensorType)
+        )
 
 
 def _takes_tensor(argument: Any) -> bool:
@@ -207,14 +224,3 @@ def _kind_of(func: OpOverload, base: str) -> OpKind:
     if func._schema.name.startswith("prim"):
         return OpKind.METADATA
     return OpKind.COMPUTE
-
-
-_infos: dict[OpOverload, OpInfo] = {}
-
-
-def info_of(func: OpOverload) -> OpInfo:
-    """The description of an op; made on its first use."""
-    info = _infos.get(func)
-    if info is None:
-        info = _infos[func] = OpInfo(func)
-    return info

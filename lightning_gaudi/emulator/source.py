@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _STDLIB = str(Path(sysconfig.get_paths()["stdlib"]).resolve())
@@ -40,7 +41,7 @@ def source_line() -> str:
     Returns:
         The user's line; without one, the innermost library line; ``"<unknown>"`` without either.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     library_line = ""
     while frame is not None:
         origin = _origin(frame.f_code.co_filename)
@@ -48,15 +49,15 @@ def source_line() -> str:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         if origin == "library" and not library_line:
             library_line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return library_line or "<unknown>"
 
 
 def library_line() -> str:
-    """The innermost line outside PyTorch and this package, whoever wrote it, as ``"path:number"``."""
-    frame = sys._getframe(1)
+    """The innermost line outside PyTorch and this package, as ``"path:number"``."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if _origin(frame.f_code.co_filename) != "internal":
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "<unknown>"

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gaudi.emulator.tensor import HPUTensor
+from lightning_gaudi.emulator.tensor import OWN_ATTRIBUTES, HPUTensor
 
 _plain_swap = torch.utils.swap_tensors
-_OURS = frozenset({"_block", "_node", "_is_param"})
 _STOCK_TYPES = (Tensor, nn.Parameter)
 
 
@@ -35,13 +34,13 @@ def swap_tensors(t1: Tensor, t2: Tensor) -> None:
         # What PyTorch does when nobody asks for swapping; our asking must change nothing here.
         t1.data = t2.detach() if t2.requires_grad else t2
     else:
-        _plain_swap(t1, t2)
+        _plain_swap(t1, t2)  # type: ignore[no-untyped-call]
 
 
 def exchange(t1: Tensor, t2: Tensor) -> None:
     """Swap two tensors on different devices. User's attributes and hooks stay with `t1`."""
     _poison(t1)
-    kept = {name: value for name, value in vars(t1).items() if name not in _OURS}
+    kept = {name: value for name, value in vars(t1).items() if name not in OWN_ATTRIBUTES}
     t1.__class__, t2.__class__ = t2.__class__, t1.__class__
     t1.__dict__, t2.__dict__ = t2.__dict__, t1.__dict__
     for name, value in kept.items():

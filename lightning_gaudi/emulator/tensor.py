@@ -16,8 +16,12 @@ from lightning_gaudi.emulator.memory import Block
 
 _device: torch.device
 
-_make_subclass = Tensor._make_subclass
-_no_dispatch = torch._C._DisableTorchDispatch  # type: ignore[attr-defined]
+_make_subclass: Any = Tensor._make_subclass
+_no_dispatch = torch._C._DisableTorchDispatch
+
+
+OWN_ATTRIBUTES = frozenset({"_block", "_node", "_is_param"})
+"""Instance attributes that are ours or say what kind of tensor it is; the others are the user's."""
 
 
 class HPUTensor(Tensor):
@@ -29,24 +33,28 @@ class HPUTensor(Tensor):
     """
 
     # A Python-level override would cost every call; the few that matter are methods of this class.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     _block: Block | None = None
     _node: tuple[Any, int] = (None, 0)
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
+        """Always ``hpu:0``."""
         return _device
 
     @property
     def is_hpu(self) -> bool:
+        """Whether it is on an HPU: yes."""
         return True
 
     @property
     def is_cpu(self) -> bool:  # type: ignore[override]
+        """Whether it is on the host: no."""
         return False
 
     def get_device(self) -> int:
+        """The index of its device."""
         return 0
 
 
@@ -67,9 +75,24 @@ def wrap(plain: Tensor, block: Block | None = None) -> HPUTensor:
         plain: The tensor; the result shares its storage.
         block: The block of the storage, where it has one already.
     """
-    tensor: HPUTensor = _make_subclass(HPUTensor, plain, False)  # type: ignore[assignment]
-    tensor._block = Block(plain.untyped_storage().nbytes()) if block is None else block
+    tensor: HPUTensor = _make_subclass(HPUTensor, plain, False)
+    tensor._block = new_block(plain) if block is None else block
     return tensor
+
+
+def new_block(tensor: Tensor, writer: Any = None) -> Block:
+    """Device memory for a tensor that has none yet.
+
+    Raises:
+        NotImplementedError: The tensor is sparse.
+    """
+    try:
+        return Block(tensor.untyped_storage().nbytes(), writer)
+    except NotImplementedError:
+        raise NotImplementedError(
+            f"the emulated HPU holds dense tensors only, but this one is {tensor.layout}. Call "
+            "to_dense() on the CPU first."
+        ) from None
 
 
 def unwrap(tensor: Tensor) -> Tensor:
@@ -82,5 +105,5 @@ def block_of(tensor: HPUTensor) -> Block:
     """The device memory of a tensor; made here for one that C++ built without our help."""
     block = tensor._block
     if block is None:
-        block = tensor._block = Block(tensor.untyped_storage().nbytes())
+        block = tensor._block = new_block(tensor)
     return block

@@ -26,7 +26,7 @@ class _ToHost(torch.autograd.Function):
         return to_host(tensor, **options)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _plain_to(grad, device=torch.device("hpu"), dtype=ctx.dtype), None
 
 
@@ -39,7 +39,7 @@ class _ToDevice(torch.autograd.Function):
         return _plain_to(tensor.detach(), device=torch.device("hpu"), **options)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         if type(grad) is HPUTensor:
             grad = to_host(grad)
         return _plain_to(grad, dtype=ctx.dtype), None
@@ -65,7 +65,7 @@ def _parse(
     options = dict(kwargs)
     rest = list(args)
     device: Any = options.pop("device", None)
-    if rest and isinstance(rest[0], Tensor) or "other" in options:
+    if (rest and isinstance(rest[0], Tensor)) or "other" in options:
         other = options.pop("other") if "other" in options else rest.pop(0)
         device, options["dtype"] = other.device, other.dtype
     elif rest and isinstance(rest[0], torch.dtype):
@@ -92,7 +92,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         check_index(device)
         options.pop("copy", None)  # between devices a move is always a copy
         if self.requires_grad and torch.is_grad_enabled():
-            return _ToDevice.apply(self, options)  # type: ignore[no-any-return]
+            return _ToDevice.apply(self, options)  # type: ignore[no-any-return, no-untyped-call]
         return _plain_to(self, device=torch.device("hpu"), **options)
     device, options = _parse(args, kwargs)
     if device is None or device.type == "hpu":
@@ -104,7 +104,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return _plain_to(to_host(self), device=device, **options)
     options.pop("copy", None)
     if self.requires_grad and torch.is_grad_enabled():
-        return _ToHost.apply(self, options)  # type: ignore[no-any-return]
+        return _ToHost.apply(self, options)  # type: ignore[no-any-return, no-untyped-call]
     return to_host(self, **options)
 
 
@@ -127,4 +127,4 @@ def cpu(self: HPUTensor, memory_format: torch.memory_format = torch.preserve_for
 def attach() -> None:
     """Put the moves where user code finds them. ``Tensor.to`` serves plain tensors too."""
     Tensor.to = to  # type: ignore[method-assign, assignment]
-    HPUTensor.cpu = cpu  # type: ignore[method-assign]
+    HPUTensor.cpu = cpu  # type: ignore[method-assign, assignment]

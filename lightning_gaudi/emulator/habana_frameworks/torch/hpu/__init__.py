@@ -1,8 +1,15 @@
-"""``habana_frameworks.torch.hpu``. The graph names exist in lazy mode only."""
+"""``habana_frameworks.torch.hpu``, which importing also makes ``torch.hpu``.
 
+The graph names exist in lazy mode only.
+"""
+
+import sys
+
+import torch
 from habana_frameworks.torch.hpu import metrics, random
 
-from lightning_gaudi.emulator.device_module import *  # noqa: F403
+from lightning_gaudi.emulator.device_module import *
+from lightning_gaudi.emulator.device_module import _is_in_bad_fork, _lazy_init
 from lightning_gaudi.emulator.missing import name_missing
 from lightning_gaudi.emulator.mode import is_lazy
 
@@ -15,3 +22,4 @@ if is_lazy():
     )
 
 __getattr__ = name_missing("habana_frameworks.torch.hpu")
+torch.hpu = sys.modules["torch.hpu"] = sys.modules[__name__]  # type: ignore[attr-defined]

@@ -2,11 +2,26 @@
 
 from lightning_gaudi.emulator.device_module import (
     get_rng_state,
+    get_rng_state_all,
+    initial_seed,
     manual_seed,
     manual_seed_all,
+    seed,
+    seed_all,
     set_rng_state,
+    set_rng_state_all,
 )
 from lightning_gaudi.emulator.missing import name_missing
 
-__all__ = ["get_rng_state", "manual_seed", "manual_seed_all", "set_rng_state"]
+__all__ = [
+    "get_rng_state",
+    "get_rng_state_all",
+    "initial_seed",
+    "manual_seed",
+    "manual_seed_all",
+    "seed",
+    "seed_all",
+    "set_rng_state",
+    "set_rng_state_all",
+]
 __getattr__ = name_missing("habana_frameworks.torch.hpu.random")

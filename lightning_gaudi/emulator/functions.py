@@ -1,0 +1,72 @@
+"""Functions of ``torch`` that make a tensor from another one, where either may be on the HPU.
+
+C++ takes an `HPUTensor` for a CPU tensor, so to it ``zeros_like(x, device="cpu")`` and
+``as_tensor(x, device="cpu")`` ask for the device that `x` is on. These wrappers know better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._device import _device_constructors
+
+from lightning_gaudi.emulator.patching import replace
+from lightning_gaudi.emulator.tensor import HPUTensor, unwrap
+from lightning_gaudi.emulator.transfer import check_index
+
+_LIKE = (
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+)
+_FROM_DATA = ("as_tensor", "asarray", "tensor")
+
+
+def _is_hpu(device: Any) -> bool:
+    target = torch.device(device)
+    if target.type != "hpu":
+        return False
+    check_index(target)
+    return True
+
+
+def _like(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def function(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if type(input) is HPUTensor and kwargs.get("device") is not None:
+            if _is_hpu(kwargs["device"]):
+                kwargs.pop("device")
+            else:
+                input = unwrap(input)
+        return plain_function(input, *args, **kwargs)
+
+    return function
+
+
+def _from_data(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def function(*args: Any, **kwargs: Any) -> Tensor:
+        device = kwargs.get("device")
+        if device is not None and args and type(args[0]) is HPUTensor:
+            if _is_hpu(device):
+                kwargs.pop("device")
+            else:
+                args = (args[0].cpu(), *args[1:])
+        return plain_function(*args, **kwargs)
+
+    return function
+
+
+def attach() -> None:
+    """Put the wrappers in place of PyTorch's functions."""
+    # ``with torch.device(...)`` knows constructors by identity; it must learn PyTorch's own first.
+    _device_constructors()
+    for name in _LIKE:
+        replace(torch, name, _like(getattr(torch, name)))
+    for name in _FROM_DATA:
+        replace(torch, name, _from_data(getattr(torch, name)))
