@@ -16,6 +16,7 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
+from torch.distributed import ReduceOp
 from torch.distributed.constants import default_pg_timeout
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -251,13 +252,20 @@ class GaudiStrategy(DDPStrategy):
 
     @override
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any | None = "mean") -> Any:
-        """Reduce a tensor over all processes; HCCL has no mean, so that is a sum and a division."""
-        if self.has_one_device or not isinstance(tensor, Tensor):
+        """Reduce a tensor over all processes, in place, and return it.
+
+        HCCL has no mean (HABANA.md, "Many cards"), so that is a sum and a division.
+        """
+        if not isinstance(tensor, Tensor) or not torch.distributed.is_initialized():
             return tensor
-        if isinstance(reduce_op, str) and reduce_op.lower() in ("mean", "avg"):
-            total = super().reduce(tensor, group, reduce_op="sum")
-            return total / torch.distributed.get_world_size(group)
-        return super().reduce(tensor, group, reduce_op=reduce_op)
+        if isinstance(reduce_op, str):
+            is_mean = reduce_op.lower() in ("mean", "avg")
+        else:
+            is_mean = reduce_op == ReduceOp.AVG
+        if not is_mean:
+            return super().reduce(tensor, group, reduce_op=reduce_op)
+        total = super().reduce(tensor, group, reduce_op="sum")
+        return total.copy_(total / torch.distributed.get_world_size(group))
 
     @override
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:

@@ -139,4 +139,5 @@ def trainer(accelerator: str = "hpu", **settings: Any) -> L.Trainer:
     } | settings
     if accelerator == "hpu":
         settings.setdefault("strategy", GaudiStrategy())
-    return L.Trainer(accelerator=accelerator, devices=1, **settings)
+    settings.setdefault("devices", 1)
+    return L.Trainer(accelerator=accelerator, **settings)

@@ -240,6 +240,7 @@ trainer:
   logger: false
   enable_checkpointing: false
   enable_progress_bar: false
+  enable_model_summary: false
 {model}
 """
 BY_CLASS_PATH = "strategy: {class_path: lightning_gaudi.GaudiStrategy}"
