@@ -126,7 +126,13 @@ class GaudiStrategy(DDPStrategy):
             GaudiNotAvailableError: There is no Gaudi software.
             ExecutionModeError: It is loaded in another mode.
         """
-        if not self.has_one_device:
+        if self.has_one_device:
+            # No launcher checks this, and each of several processes would train for itself.
+            assert self.cluster_environment is not None
+            self.cluster_environment.validate_settings(
+                num_devices=self.num_processes, num_nodes=self.num_nodes
+            )
+        else:
             distributed.choose_card(self.local_rank)
         loading.load(self.mode)
         super().setup_environment()

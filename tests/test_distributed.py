@@ -16,7 +16,7 @@ from lightning.pytorch.strategies.launchers import (
     _MultiProcessingLauncher,
     _SubprocessScriptLauncher,
 )
-from training import trainer
+from training import Classifier, features, mlp, trainer
 
 from lightning_gaudi import GaudiStrategy
 
@@ -169,6 +169,23 @@ def test_arguments_of_ddp_are_passed_on() -> None:
     run = trainer(devices=2, strategy=strategy)
     assert type(run.strategy.launcher) is _MultiProcessingLauncher
     assert strategy.process_group_backend == "gloo"
+
+
+def test_several_processes_for_one_device_do_not_train_each_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "GROUP_RANK": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    run = trainer(devices=1)
+    with pytest.raises(ValueError, match=r"devices=1.* does not match the world size \(2\)"):
+        run.fit(Classifier(mlp()), features())
 
 
 def test_one_device_starts_nothing() -> None:
