@@ -425,3 +425,13 @@ def test_says_nothing_where_all_is_well():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         trainer(HPUGraphCallback()).predict(make(), data())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_other_precisions_equal_op_by_op(precision):
+    plain = trainer(precision=precision).predict(make(), data())
+    callback = HPUGraphCallback()
+    graphed = trainer(callback, precision=precision).predict(make(), data())
+    assert graphed[0].dtype == torch.bfloat16
+    assert torch.equal(torch.cat(graphed), torch.cat(plain))
+    assert callback.stats.replays == 8
