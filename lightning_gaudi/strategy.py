@@ -40,8 +40,7 @@ class GaudiStrategy(DDPStrategy):
     Args:
         mode: ``"lazy"`` gathers ops into graphs and breaks them with ``mark_step`` after every
             backward, optimizer step and evaluation step and at a stage's end; HPU graphs need it.
-            ``"eager"`` runs op by op, without marks. ``"compile"`` is eager with
-            ``torch.compile(backend="hpu_backend", dynamic=False)`` on the module.
+            ``"eager"`` runs op by op, without marks. ``"compile"`` is not supported yet and raises.
         mark_step_after_backward: Whether lazy mode breaks the graph between backward and optimizer.
         recipe_cache_dir: Where compiled recipes are kept between runs.
         process_group_backend: Backend of the process group where there are several devices.
@@ -50,7 +49,7 @@ class GaudiStrategy(DDPStrategy):
             ``torch.nn.parallel.DistributedDataParallel``.
 
     Raises:
-        ConfigurationError: The mode is unknown.
+        ConfigurationError: The mode is unknown, or not supported yet.
         ExecutionModeError: The Gaudi software is loaded in another mode, or ``PT_HPU_LAZY_MODE``
             asks for another one.
     """
@@ -67,6 +66,14 @@ class GaudiStrategy(DDPStrategy):
         timeout: timedelta | None = default_pg_timeout,
         **ddp: Any,
     ) -> None:
+        loading.check_mode(mode)
+        if mode == "compile":
+            # Going on would run op by op, which is not what was asked for.
+            raise ConfigurationError(
+                "mode='compile' is not supported by this version yet. Use mode='lazy', or "
+                "mode='eager' with torch.compile(..., backend='hpu_backend', dynamic=False) on "
+                "your own submodules."
+            )
         loading.prepare(mode)
         self.mode = mode
         self.step_boundary = StepBoundary(mode, after_backward=mark_step_after_backward)
