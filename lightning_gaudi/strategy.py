@@ -293,7 +293,12 @@ def _reset_logged_values(trainer: Trainer) -> None:
     inside the step's lazy graph, so that the first step of a second epoch would be compiled anew,
     forward and backward and all (lightning 2.6.6, ``LightningModule.log``).
     """
-    connector, results = trainer._logger_connector, trainer._results
-    if results is not None and connector.should_reset_tensors("training_step"):
+    # Private, and there is no public way. A Lightning without these names costs one compilation a
+    # fit, no more, so it is left alone.
+    connector = getattr(trainer, "_logger_connector", None)
+    results = getattr(trainer, "_results", None)
+    if results is None or not hasattr(connector, "_current_fx"):
+        return
+    if connector.should_reset_tensors("training_step"):
         results.reset(metrics=False, fx="training_step")
         connector._current_fx = "training_step"

@@ -26,6 +26,7 @@ from lightning_gaudi.emulator import accounting, capture
 from lightning_gaudi.runtime import loading
 
 loading.load("lazy")
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 # Each capture collects garbage first; the thousands of objects that imports left need no visit.
 gc.collect()
 gc.freeze()
