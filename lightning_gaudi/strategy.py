@@ -295,7 +295,7 @@ def _reset_logged_values(trainer: Trainer) -> None:
     """
     # Private, and there is no public way. A Lightning without these names costs one compilation a
     # fit, no more, so it is left alone.
-    connector = getattr(trainer, "_logger_connector", None)
+    connector: Any = getattr(trainer, "_logger_connector", None)
     results = getattr(trainer, "_results", None)
     if results is None or not hasattr(connector, "_current_fx"):
         return
