@@ -208,7 +208,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-texts", type=int, default=2000, help="docstrings to embed")
-    parser.add_argument("--batch-size", type=int, default=32, help="texts in a batch")
+    parser.add_argument("--batch-size", type=int, default=16, help="texts in a batch")
     parser.add_argument(
         "--check", action="store_true", help="compare all embeddings with stock Transformers on CPU"
     )
