@@ -53,7 +53,8 @@ class Program:
             return
         plain_results = [self._plain(result) for result in results]
         out_names = _out_overload(info.func)
-        if out_names is not None:
+        # An out variant cannot leave a result out, as an LSTM without a workspace does.
+        if out_names is not None and all(result is not None for result in results):
             func, names = out_names
             plain_kwargs.update(zip(names, plain_results, strict=True))
             self.steps.append((func, plain_args, plain_kwargs))

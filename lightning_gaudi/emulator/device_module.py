@@ -106,7 +106,8 @@ def manual_seed(seed: int) -> None:
 
 
 def manual_seed_all(seed: int) -> None:
-    """Seed every device; `torch.manual_seed` has seeded the shared generator already."""
+    """Seed every device: one, as a process has one."""
+    manual_seed(seed)
 
 
 def get_rng_state(device: Any = "hpu") -> torch.Tensor:

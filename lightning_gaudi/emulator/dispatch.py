@@ -31,7 +31,7 @@ def dispatch(
     if entry is None:
         entry = _enter(func)
     info, handler = entry
-    return handler(info, args, kwargs or {})
+    return handler(info, args, {} if kwargs is None else kwargs)
 
 
 # By id, since an overload's own hash is Python code; `OpInfo` keeps the overload alive.
@@ -58,7 +58,7 @@ def _run_simple(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     graph = accounting.pending
     part = accounting.describe(graph, info, args, kwargs)
     with _no_dispatch():
-        out = info.call(*args, **kwargs)
+        out = info.call(*args, **kwargs) if kwargs else info.call(*args)
     if type(out) is not Tensor:
         return _finish(info, args, kwargs, out, graph, part)
     result = _make_subclass(HPUTensor, out, False)
@@ -142,12 +142,22 @@ def _block_of_alias(out: Tensor, args: tuple[Any, ...]) -> Block | None:
 
 
 def _run_special(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An op that joins no graph."""
+    if info.kind is OpKind.DATA_DEPENDENT:
+        return _run_data_dependent(info, args, kwargs)
     if info.kind is OpKind.HOST_READ:
         accounting.before_host_read(info.name)
-    elif info.kind is OpKind.DATA_DEPENDENT:
-        accounting.before_host_read(info.name)
-        if capture.current is not None:
-            capture.current.bake(info)
+    return _run_apart(info, args, kwargs)
+
+
+def _run_data_dependent(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    accounting.before_host_read(info.name)
+    if capture.current is not None:
+        capture.current.bake(info)
+    return _run_apart(info, args, kwargs)
+
+
+def _run_apart(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     mixed_devices.check(info, args, kwargs)
     with _no_dispatch():
         out = info.call(*args, **kwargs)
@@ -159,10 +169,7 @@ def _run_on_host(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if capture.current is not None:
         capture.current.refuse_fallback(info)
     accounting.fall_back(info.name)
-    mixed_devices.check(info, args, kwargs)
-    with _no_dispatch():
-        out = info.call(*args, **kwargs)
-    return _wrap_all(out)
+    return _run_apart(info, args, kwargs)
 
 
 def _wrap_all(out: Any) -> Any:
@@ -241,6 +248,18 @@ def _detach(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return out
 
 
+def _index(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Indexing: with a mask its shapes depend on data, so the host must wait for them."""
+    has_mask = any(
+        isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+    )
+    # One value for all that a mask marks is a masked fill, whatever it marks.
+    is_fill = len(args) > 2 and args[2].numel() == 1
+    if has_mask and not is_fill:
+        return _run_data_dependent(info, args, kwargs)
+    return _run(info, args, kwargs)
+
+
 def _pack_padded_sequence(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Its second result, the batch sizes, lies on the host for any device."""
     data, batch_sizes = _run_on_host(info, args, kwargs)
@@ -277,6 +296,10 @@ _handlers: dict[Any, Handler] = {
     _aten.alias.default: _detach,
     _aten.lift_fresh.default: _lift_fresh,
     _aten._pack_padded_sequence.default: _pack_padded_sequence,
+    _aten.index.Tensor: _index,
+    _aten.index_put.default: _index,
+    _aten.index_put_.default: _index,
+    _aten._index_put_impl_.default: _index,
     **{
         getattr(_aten.set_, name): _change_storage
         for name in _aten.set_.overloads()  # type: ignore[no-untyped-call]

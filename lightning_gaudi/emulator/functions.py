@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._device import _device_constructors
 
 from lightning_gaudi.emulator.patching import replace
-from lightning_gaudi.emulator.tensor import HPUTensor, unwrap
+from lightning_gaudi.emulator.tensor import HPUTensor, unwrap, wrap
 from lightning_gaudi.emulator.transfer import check_index
 
 _LIKE = (
@@ -27,6 +27,8 @@ _LIKE = (
     "randint_like",
 )
 _FROM_DATA = ("as_tensor", "asarray", "tensor")
+# These return a tensor that C++ made "on the same device", and so without our type.
+_HELPER_RESULTS = ((torch, "vander"), (torch.linalg, "matrix_rank"))
 
 
 def _is_hpu(device: Any) -> bool:
@@ -62,6 +64,14 @@ def _from_data(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
+def _helper_result(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def function(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = plain_function(input, *args, **kwargs)
+        return wrap(result) if type(input) is HPUTensor and type(result) is Tensor else result
+
+    return function
+
+
 def attach() -> None:
     """Put the wrappers in place of PyTorch's functions."""
     # ``with torch.device(...)`` knows constructors by identity; it must learn PyTorch's own first.
@@ -70,3 +80,5 @@ def attach() -> None:
         replace(torch, name, _like(getattr(torch, name)))
     for name in _FROM_DATA:
         replace(torch, name, _from_data(getattr(torch, name)))
+    for owner, name in _HELPER_RESULTS:
+        replace(owner, name, _helper_result(getattr(owner, name)))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_gaudi.emulator import dispatch, events
+from lightning_gaudi.emulator import accounting, dispatch, events
 from lightning_gaudi.emulator.dispatch import to_host
 from lightning_gaudi.emulator.swapping import exchange
 from lightning_gaudi.emulator.tensor import OWN_ATTRIBUTES, HPUTensor, block_of, unwrap
@@ -63,6 +64,8 @@ def _format(self: HPUTensor, spec: str) -> str:
 def _reduce_ex(self: HPUTensor, protocol: Any) -> Any:
     """Pickle as the plain CPU tensor on the same storage, so that shared storage stays shared."""
     # `unwrap` keeps version and layout; a transfer would break ties between tensors of one file.
+    if accounting.is_pending(self):
+        accounting.flush("d2h")
     events.emit("d2h", "pickle")
     plain = unwrap(self)
     if isinstance(self, nn.Parameter):
@@ -123,19 +126,17 @@ def _legacy_new(self: HPUTensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _new(name: str) -> Any:
-    plain_method = getattr(Tensor, name)
+    plain_method: Callable[..., Tensor] = getattr(Tensor, name)
 
     def method(self: HPUTensor, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
         target = self.device if device is None else torch.device(device)
         if target.type != "hpu":
-            result: Tensor = plain_method(unwrap(self), *args, device=target, **kwargs)
-            return result
+            return plain_method(unwrap(self), *args, device=target, **kwargs)
         check_index(target)
         if name == "new_tensor":
             options: dict[str, Any] = {"dtype": self.dtype, **kwargs, "device": target}
             return torch.tensor(*args, **options)
-        result = plain_method(self, *args, **kwargs)
-        return result
+        return plain_method(self, *args, **kwargs)
 
     method.__name__ = name
     return method

@@ -28,12 +28,13 @@ from lightning_gaudi.emulator.tensor import HPUTensor
 _no_dispatch = torch._C._DisableTorchDispatch
 
 # Where helpers arrive; found by running PyTorch's whole table of op samples on the device.
-_HELPER_POSITION = {
-    "add.Tensor": 1,  # scaled_dot_product_attention(is_causal=True): its mask
-    "masked_fill.Scalar": 0,  # quantile: its ranks
-    "masked_select": 1,  # combinations: its mask
-    "maximum": 0,  # linalg.matrix_rank: its tolerance
-    "mul.Tensor": 0,  # linalg.matrix_rank: its tolerance
+_HELPER_POSITIONS = {
+    "add.Tensor": {1},  # scaled_dot_product_attention(is_causal=True): its mask
+    "eq.Tensor": {1},  # one_hot: its classes
+    "masked_fill.Scalar": {0},  # quantile: its ranks
+    "masked_select": {1},  # combinations: its mask
+    "maximum": {0},  # linalg.matrix_rank: its tolerance
+    "mul.Tensor": {0, 1},  # linalg.matrix_rank: its tolerance; istft: its window
 }
 
 
@@ -48,7 +49,7 @@ def check(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for position in range(len(args)):
         if position in info.host_positions or not _has_host_tensor(args[position]):
             continue
-        if _HELPER_POSITION.get(info.name) == position and _is_helper(args, position):
+        if position in _HELPER_POSITIONS.get(info.name, ()) and _is_helper(args, position):
             continue
         _refuse()
     if any(_has_host_tensor(value) for value in kwargs.values()):

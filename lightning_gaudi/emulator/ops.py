@@ -44,6 +44,8 @@ _CPU_SPELLINGS = frozenset(
         "mkldnn_linear",
         "_thnn_fused_lstm_cell",
         "_thnn_fused_gru_cell",
+        "_native_multi_head_attention",
+        "_transformer_encoder_layer_fwd",
         "_slow_conv2d_forward",
         "_slow_conv2d_backward",
         "slow_conv3d_forward",

@@ -119,6 +119,16 @@ def _names_hpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return type(target) is HPUTensor
 
 
+_plain_parse_to = torch._C._nn._parse_to
+
+
+def _parse_module_to(*args: Any, **kwargs: Any) -> Any:
+    """What ``Module.to`` makes of its arguments: one may be a tensor, whose device it takes."""
+    device, *rest = _plain_parse_to(*args, **kwargs)
+    example = kwargs.get("tensor", args[0] if args else None)
+    return (example.device if type(example) is HPUTensor else device, *rest)
+
+
 def cpu(self: HPUTensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
     """A copy of the tensor in host memory."""
     return to(self, torch.device("cpu"), memory_format=memory_format)
@@ -127,4 +137,5 @@ def cpu(self: HPUTensor, memory_format: torch.memory_format = torch.preserve_for
 def attach() -> None:
     """Put the moves where user code finds them. ``Tensor.to`` serves plain tensors too."""
     Tensor.to = to  # type: ignore[method-assign, assignment]
+    torch._C._nn._parse_to = _parse_module_to
     HPUTensor.cpu = cpu  # type: ignore[method-assign, assignment]
