@@ -54,19 +54,22 @@ def _enter(func: OpOverload) -> tuple[OpInfo, Handler]:
 
 
 def _run_simple(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`_run` for most ops: one result, on memory of its own."""
+    """`_run` for most ops: one result, nothing written to."""
     graph = accounting.pending
     part = accounting.describe(graph, info, args, kwargs)
     with _no_dispatch():
         out = info.call(*args, **kwargs) if kwargs else info.call(*args)
     if type(out) is not Tensor:
         return _finish(info, args, kwargs, out, graph, part)
+    block = _block_of_alias(out, args) if info.may_alias else None
+    if block is None:
+        block = new_block(out, graph)
+        graph.num_compute += 1
     result = _make_subclass(HPUTensor, out, False)
-    result._block = new_block(out, graph)
+    result._block = block
     ops = graph.ops
     result._node = (graph, len(ops))
     ops.append(part)
-    graph.num_compute += 1
     if capture.current is not None:
         capture.current.add(info, args, kwargs, result)
     elif not is_lazy():

@@ -152,7 +152,7 @@ class OpInfo:
         has_card_kernel: Whether the card has a kernel; without one it is a CPU fallback.
         host_positions: Positions of arguments that may lie on the host, such as index tensors.
         call: Runs the overload; ``func`` itself is a detour through Python to the same.
-        is_simple: Whether the op gives one tensor of its own and writes to nothing.
+        is_simple: Whether the op gives one tensor and writes to nothing.
     """
 
     __slots__ = (
@@ -199,8 +199,7 @@ class OpInfo:
         )
         self.host_positions = _HOST_POSITIONS.get(base, frozenset())
         self.is_simple = (
-            not self.may_alias
-            and not self.writes
+            not self.writes
             and len(schema.returns) == 1
             and isinstance(schema.returns[0].type, torch.TensorType)
         )
