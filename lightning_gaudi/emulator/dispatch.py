@@ -150,6 +150,8 @@ def _run_special(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return _run_data_dependent(info, args, kwargs)
     if info.kind is OpKind.HOST_READ:
         accounting.before_host_read(info.name)
+    elif info.kind is OpKind.COLLECTIVE:
+        accounting.flush("collective")
     return _run_apart(info, args, kwargs)
 
 

@@ -73,6 +73,9 @@ def install() -> None:
     )
 
     setup("hpu", backend_module=device_module)
+    # PyTorch has fused encoder layers for a backend from outside its tree by this name. Habana's
+    # device is inside the tree, so a card never takes them, and neither may we.
+    torch.utils.backend_registration._privateuse1_backend_name = "privateuseone"
     tensor.name_device()
     factories.register()
     for part in (

@@ -26,6 +26,8 @@ class OpKind(Enum):
     """Gives a Python number or bool that depends on data: flushes and waits."""
     DATA_DEPENDENT = auto()
     """Gives a shape that depends on data, so the host must wait for it: ``nonzero``."""
+    COLLECTIVE = auto()
+    """Talks to other processes: what is pending must run first."""
     METADATA = auto()
     """Gives what the host knows anyway: ``is_pinned``."""
 
@@ -44,8 +46,6 @@ _CPU_SPELLINGS = frozenset(
         "mkldnn_linear",
         "_thnn_fused_lstm_cell",
         "_thnn_fused_gru_cell",
-        "_native_multi_head_attention",
-        "_transformer_encoder_layer_fwd",
         "_slow_conv2d_forward",
         "_slow_conv2d_backward",
         "slow_conv3d_forward",
@@ -222,6 +222,6 @@ def _kind_of(func: OpOverload, base: str) -> OpKind:
         return OpKind.METADATA
     if base in _FACTORIES:
         return OpKind.FACTORY
-    if func._schema.name.startswith("prim"):
-        return OpKind.METADATA
-    return OpKind.COMPUTE
+    if func.namespace in ("c10d", "_c10d_functional"):
+        return OpKind.COLLECTIVE
+    return OpKind.METADATA if func._schema.name.startswith("prim") else OpKind.COMPUTE

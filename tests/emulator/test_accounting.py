@@ -320,3 +320,33 @@ def test_a_compilation_says_which_shapes_it_was_for(size):
         tensor @ torch.ones(3, 2).to("hpu")
         htcore.mark_step()
     assert details == [f"1 ops; inputs [{size}, 3]:torch.float32, [3, 2]:torch.float32"]
+
+
+def test_a_collective_flushes_what_is_pending(run_python):
+    result = run_python(
+        """
+        import os
+        import torch
+        import torch.distributed as dist
+        from lightning_gaudi import emulator
+        from lightning_gaudi.runtime import distributed, loading
+
+        loading.load("lazy")
+        distributed.load_backend()
+        store = f"file://{os.getcwd()}/store"
+        dist.init_process_group("hccl", init_method=store, rank=0, world_size=1)
+        x = torch.ones(3, device="hpu") * 2
+        with emulator.record() as events:
+            dist.all_reduce(x)
+            gathered = [torch.empty_like(x)]
+            dist.all_gather(gathered, x)
+            dist.barrier()
+        print([(e.kind, e.cause) for e in events][:2], x.tolist(), gathered[0].tolist())
+        print(type(gathered[0]).__name__, x.device)
+        dist.destroy_process_group()
+        """
+    )
+    assert result.stdout.splitlines() == [
+        "[('flush', 'collective'), ('compile', 'collective')] [2.0, 2.0, 2.0] [2.0, 2.0, 2.0]",
+        "HPUTensor hpu:0",
+    ]

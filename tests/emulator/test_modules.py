@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_gaudi import emulator
+
 
 def tied() -> nn.Sequential:
     torch.manual_seed(0)
@@ -289,3 +291,24 @@ def test_functional_calls():
     replaced = {"weight": torch.eye(2, device="hpu"), "bias": torch.zeros(2, device="hpu")}
     called = torch.func.functional_call(module, replaced, torch.ones(1, 2, device="hpu"))
     assert called.tolist() == [[1.0, 1.0]]
+
+
+def test_encoder_layers_take_no_path_that_a_card_does_not_have():
+    """PyTorch's fused layers are for backends from outside its tree, and Habana's is inside."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    x = torch.randn(2, 5, 8)
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with torch.no_grad():
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            expected = encoder(x, src_key_padding_mask=mask)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+        encoder.to("hpu")
+        x, mask = x.to("hpu"), mask.to("hpu")
+        with emulator.record() as events:
+            found = encoder(x, src_key_padding_mask=mask)
+    assert [e for e in events if e.kind in ("host_read", "cpu_fallback")] == []
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-6, rtol=0)
