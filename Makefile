@@ -1,5 +1,5 @@
 # For machines without a Gaudi: everything runs on the emulated HPU in .venv.
-# On a Gaudi node do not use this file: it installs the CPU build of torch. See README.md.
+# On a Gaudi node do not use this file: it installs a torch that is not Habana's. See README.md.
 
 PYTHON ?= python3
 # Where torch comes from, for pip; on Linux this keeps CUDA out:
@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # The main job: a real sentence encoder on the emulated HPU.
 demo: $(STAMP)
-	LIGHTNING_GAUDI_EMULATOR=1 $(BIN)/python -W ignore examples/sentence_search.py --check
+	LIGHTNING_GAUDI_EMULATOR=1 $(BIN)/python examples/sentence_search.py --check
 
 # Checks, then all tests.
 test: check unit

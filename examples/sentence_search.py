@@ -16,6 +16,7 @@ import importlib.util
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything comes from the wheel
@@ -44,6 +45,9 @@ QUESTIONS = (
     "keep a list sorted while inserting into it",
 )
 LARGEST_DIFFERENCE = 1e-5
+# Lightning's, about its own dependencies and about loading in this process. Ours are to be seen.
+warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 Batch = dict[str, Tensor]
 

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed import ReduceOp
 from torch.distributed.constants import default_pg_timeout
@@ -66,7 +67,6 @@ class GaudiStrategy(DDPStrategy):
         timeout: timedelta | None = default_pg_timeout,
         **ddp: Any,
     ) -> None:
-        loading.check_mode(mode)
         if mode == "compile":
             # Going on would run op by op, which is not what was asked for.
             raise ConfigurationError(
@@ -142,6 +142,7 @@ class GaudiStrategy(DDPStrategy):
         else:
             distributed.choose_card(self.local_rank)
         loading.load(self.mode)
+        rank_zero_info(f"HPU: {self.num_processes} x {hpu.name()}, {self.mode} mode")
         super().setup_environment()
 
     @override

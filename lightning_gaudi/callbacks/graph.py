@@ -66,6 +66,9 @@ class HPUGraphCallback(Callback):
     end, on an exception and on Ctrl-C whatever was there before comes back. Graphs are kept from
     one stage to the next of the same run and dropped at its end.
 
+    What a forward does besides computing happens at the capture only: attributes and lists that it
+    changes, ``self.log``, Python's own random numbers. Do that in the step, around the call.
+
     HPU graphs exist in lazy mode only; in eager mode forwards run as they are, which is said once.
 
     Args:
@@ -87,6 +90,7 @@ class HPUGraphCallback(Callback):
         self,
         stages: Iterable[Stage] = ("validate", "test", "predict"),
         targets: Iterable[str] | str | None = None,
+        *,
         max_graphs: int = 16,
         clone_outputs: bool = True,
         on_failure: OnFailure = "raise",
@@ -170,7 +174,7 @@ class HPUGraphCallback(Callback):
         self._restore()
         had_graphs = bool(self._graphed)
         self._drop_graphs()
-        if had_graphs and self._past and trainer.is_global_zero:
+        if had_graphs and self.stats.calls and trainer.is_global_zero:
             self.print_table()
 
     def print_table(self) -> None:
@@ -237,9 +241,10 @@ class HPUGraphCallback(Callback):
             for name, target in self._installed.items()
             if target.graphed.stats.calls == target.calls_before
         ]
+        num_targets = len(self._installed)
         called = [counter.name for counter in self._counters if counter.calls]
         self._restore()
-        if self._warns_unused and unused:
+        if unused and (self._warns_unused or len(unused) == num_targets):
             self._warn_once(
                 f"HPUGraphCallback: no step called {', '.join(map(repr, unused))}, so nothing of "
                 "it was captured. Children that were called: "

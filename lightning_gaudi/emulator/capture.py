@@ -43,7 +43,16 @@ class Program:
         plain_args = self._plain(args)
         plain_kwargs = {name: self._plain(value) for name, value in kwargs.items()}
         if info.writes:
-            self.steps.append((info.func, plain_args, plain_kwargs))
+            # Some ops write to an argument and make something new as well (rrelu's noise).
+            given = (*args, *kwargs.values())
+            fresh = [
+                None if self._is_view(result, given) else self._plain(result)
+                for result in ([out] if isinstance(out, Tensor) else list(out or ()))
+            ]
+            if any(result is not None for result in fresh):
+                self.steps.append((_run_and_copy, (info.func, fresh, plain_args, plain_kwargs), {}))
+            else:
+                self.steps.append((info.func, plain_args, plain_kwargs))
             return
         results = [out] if isinstance(out, Tensor) else list(out or ())
         if not results:  # nothing to refresh, as for an assertion on the device
@@ -77,6 +86,14 @@ class Program:
         raise RuntimeError(
             f"cpu fallback is not supported during hpu graph capturing: aten::{info.name} has no "
             "HPU kernel. Move it out of the captured forward."
+        )
+
+    def refuse_collective(self, info: OpInfo) -> None:
+        """Raise where a card would hang or skip the collective at a replay (CARD.md 14)."""
+        raise RuntimeError(
+            f"{info.name} inside a capture: a collective is captured only where "
+            "PT_HPU_ENABLE_LAZY_COLLECTIVES is true on a card, and never on the emulated HPU. Move "
+            "it out of the captured forward."
         )
 
     def run(self) -> None:

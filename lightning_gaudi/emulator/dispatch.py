@@ -151,6 +151,8 @@ def _run_special(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if info.kind is OpKind.HOST_READ:
         accounting.before_host_read(info.name)
     elif info.kind is OpKind.COLLECTIVE:
+        if capture.current is not None:
+            capture.current.refuse_collective(info)
         accounting.flush("collective")
     return _run_apart(info, args, kwargs)
 

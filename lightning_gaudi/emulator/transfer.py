@@ -119,6 +119,11 @@ def _names_hpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return type(target) is HPUTensor
 
 
+def type_as(self: Tensor, other: Tensor) -> Tensor:
+    """``Tensor.type_as``: the dtype and the device of another tensor."""
+    return to(self, other)
+
+
 _plain_parse_to = torch._C._nn._parse_to
 
 
@@ -137,5 +142,6 @@ def cpu(self: HPUTensor, memory_format: torch.memory_format = torch.preserve_for
 def attach() -> None:
     """Put the moves where user code finds them. ``Tensor.to`` serves plain tensors too."""
     Tensor.to = to  # type: ignore[method-assign, assignment]
+    Tensor.type_as = type_as  # type: ignore[method-assign, assignment]
     torch._C._nn._parse_to = _parse_module_to
     HPUTensor.cpu = cpu  # type: ignore[method-assign, assignment]

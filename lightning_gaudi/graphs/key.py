@@ -2,7 +2,8 @@
 
 A graph fixes everything but the values of its input tensors. So the key holds all the rest: the
 structure of the arguments and their constants; shape, dtype and device of every tensor, and its
-strides unless it is contiguous; which arguments are one and the same tensor; the value of a small
+strides unless it is contiguous; which arguments are one and the same tensor or
+share memory; the value of a small
 CPU tensor, which a graph would freeze; and the modes that change what ops do.
 """
 
@@ -52,7 +53,15 @@ def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Key, list[Ten
                 None if tensor.is_contiguous() else tensor.stride(),
             )
         )
-    return (structure, tuple(descriptions), _modes()), inputs
+    return (structure, tuple(descriptions), _sharing(inputs), _modes()), inputs
+
+
+def _sharing(tensors: list[Tensor]) -> tuple[int, ...] | None:
+    """Which tensors share a storage: for each the first one on the same; None if none do."""
+    storages = [tensor.untyped_storage()._cdata for tensor in tensors]
+    if len(set(storages)) == len(storages):
+        return None
+    return tuple(storages.index(storage) for storage in storages)
 
 
 def _host_constant(tensor: Tensor) -> Any:

@@ -35,6 +35,14 @@ from lightning_gaudi.runtime import capture as hpu_capture
 OnFailure = Literal["raise", "eager"]
 
 
+# What the bridge says where an op without a kernel runs under capture (HABANA.md, "HPU graphs").
+_FALLBACK_TEXT = "cpu fallback is not supported during hpu graph capturing"
+
+
+class _CannotRerunError(CaptureError):
+    """A capture failed, and running the callable once more would not be right either."""
+
+
 class _CapturedGraph:
     """One graph with the buffers that it reads and writes.
 
@@ -75,8 +83,10 @@ class GraphedForward:
     """A callable that is captured once a key and then replayed as an HPU graph.
 
     Args:
-        fn: The callable. It must not depend on anything but its arguments and the module's
-            weights; attributes that it writes are not written by a replay.
+        fn: The callable, or a module, whose forward is then meant. It must not depend on anything
+            but its arguments and the module's weights. What it does besides computing (attributes
+            and lists that it changes, ``self.log``, Python's own random numbers) happens at the
+            capture only, not at a replay.
         module: The module whose weights `fn` reads, watched for replaced weights, hooks and
             train/eval switches. By default the one that `fn` is a method of, if any.
         name: What messages call it.
@@ -104,10 +114,14 @@ class GraphedForward:
         on_failure: OnFailure = "raise",
     ) -> None:
         check_options(max_graphs, on_failure)
+        if isinstance(fn, nn.Module):
+            name = name or type(fn).__name__
+            module, fn = module or fn, fn.forward
         owner = getattr(fn, "__self__", None)
         if module is None and isinstance(owner, nn.Module):
             module = owner
-        update_wrapper(self, fn)  # Lightning and Transformers look at the signature
+        # Lightning and Transformers look at the signature.
+        update_wrapper(self, fn, updated=())
         self.name = name or str(getattr(fn, "__qualname__", type(fn).__name__))
         self.stats = GraphStats()
         self._fn = fn
@@ -121,6 +135,11 @@ class GraphedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the callable: by replay where its key is known, under capture where not.
+
+        Returns:
+            What the callable returns. Results that are an argument or a weight are that very
+            tensor; all others are the caller's own (see `clone_outputs`), and two that share
+            storage when run op by op do not share it here.
 
         Raises:
             CaptureError: It cannot be captured, and ``on_failure="raise"``.
@@ -148,7 +167,7 @@ class GraphedForward:
             return self._run_eagerly(args, kwargs)
         if watch is not None:
             if watch.has_changed():
-                self.clear()
+                self._graphs.clear()
                 watch.refresh()
             hooked = watch.hooked()
             if hooked is not None:
@@ -173,6 +192,9 @@ class GraphedForward:
     def clear(self) -> None:
         """Drop all graphs and the memory they hold; the next call captures anew."""
         self._graphs.clear()
+        self._failed = False
+        if self._watch is not None:
+            self._watch.forget()
 
     def wraps(self, fn: Callable[..., Any]) -> bool:
         """Whether this is the replay of that callable."""
@@ -191,7 +213,7 @@ class GraphedForward:
         try:
             captured = self._record(inputs, args, kwargs)
         except CaptureError as error:
-            if self._on_failure == "raise":
+            if self._on_failure == "raise" or isinstance(error, _CannotRerunError):
                 raise
             self._failed = True
             self._say_once(f"{error} {self.name} runs op by op from now on.")
@@ -216,19 +238,50 @@ class GraphedForward:
             static_args, static_kwargs = rebuild(
                 (args, kwargs), iter([by_id.get(id(tensor), tensor) for tensor in found])
             )
-            guard = CaptureGuard(self.name, buffers, host_arguments)
-            with hpu_capture.capture(graph), guard:
-                output = self._fn(*static_args, **static_kwargs)
+            weights = [] if self._watch is None else self._watch.weights()
+            guard = CaptureGuard(self.name, buffers, weights, host_arguments)
+            try:
+                with hpu_capture.capture(graph), guard:
+                    output = self._fn(*static_args, **static_kwargs)
+            except RuntimeError as error:
+                self._explain(error, guard)
+                raise
         if guard.failure is not None:  # the callable swallowed it
+            self._explain(guard.failure, guard)
             raise guard.failure
-        weights = set() if self._watch is None else self._watch.weight_ids()
+        if guard.written and _overlap(inputs):
+            raise CaptureError(
+                f"cannot capture {self.name} as an HPU graph: it writes to its arguments, and some "
+                "of them share memory, which their private copies do not. Pass clones. To run it "
+                "without graphs: on_failure='eager'."
+            )
         try:
-            return _CapturedGraph(graph, buffers, output, weights, sorted(guard.written))
+            return _CapturedGraph(
+                graph, buffers, output, set(map(id, weights)), sorted(guard.written)
+            )
         except UnsupportedValueError as error:
             raise CaptureError(
                 f"cannot capture {self.name} as an HPU graph: it returns {error.what}, and "
                 "only tensors in tuples, lists, mappings and dataclasses can be refreshed by a "
                 "replay. To run it without graphs: on_failure='eager'."
+            ) from error
+
+    def _explain(self, error: RuntimeError, guard: CaptureGuard) -> None:
+        """Raise what the user should read in place of an error from inside a capture.
+
+        Raises:
+            CaptureError: An op has no kernel, or the callable cannot be run once more.
+        """
+        if isinstance(error, CaptureError):
+            if self._on_failure == "eager" and guard.has_written_weights:
+                raise _CannotRerunError(
+                    f"{error} But on_failure='eager' cannot help here: until then the forward had "
+                    "written to the module's buffers, and would write twice."
+                ) from error
+        elif _FALLBACK_TEXT in str(error):
+            raise CaptureError(
+                f"cannot capture {self.name} as an HPU graph, at {guard.last_line}: {error} "
+                "To run this target without graphs: on_failure='eager'."
             ) from error
 
     def _finish(self, captured: _CapturedGraph, inputs: list[Tensor]) -> Any:
@@ -286,6 +339,11 @@ def check_options(max_graphs: int, on_failure: str) -> None:
         raise ConfigurationError(
             f"on_failure must be 'raise' or 'eager', but it is {on_failure!r}."
         )
+
+
+def _overlap(tensors: list[Tensor]) -> bool:
+    """Whether two of the tensors share a storage."""
+    return len({tensor.untyped_storage()._cdata for tensor in tensors}) < len(tensors)
 
 
 def _buffer_like(tensor: Tensor) -> Tensor:

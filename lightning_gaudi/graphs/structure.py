@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
 from enum import Enum
 from typing import Any
@@ -24,7 +25,6 @@ _CONSTANTS = (
     bool,
     str,
     bytes,
-    complex,
     type(None),
     torch.dtype,
     torch.device,
@@ -76,10 +76,14 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
         return _TENSOR
     if kind is tuple or kind is list:
         return (kind, *[flatten(item, tensors) for item in value])
-    if kind is dict or isinstance(value, Mapping):
-        return (kind, *[(type(k), k, flatten(item, tensors)) for k, item in value.items()])
+    if kind is dict or isinstance(value, MutableMapping):
+        _refuse_hidden(value, value)
+        items = [(flatten(k, _NoTensors()), flatten(item, tensors)) for k, item in value.items()]
+        return (kind, *items)
     if kind is float:
         return (float, value.hex())  # tells -0.0 from 0.0, and a NaN equals itself
+    if kind is complex:
+        return (complex, value.real.hex(), value.imag.hex())
     if kind in _CONSTANTS:
         if kind is slice:
             return (slice, *[flatten(part, []) for part in (value.start, value.stop, value.step)])
@@ -89,6 +93,7 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
     if isinstance(value, tuple):
         return (kind, *[flatten(item, tensors) for item in value])
     if dataclasses.is_dataclass(value):
+        _refuse_hidden(value, _fields(value))
         return (kind, *[flatten(item, tensors) for item in _fields(value).values()])
     if kind is frozenset or kind is set:
         return (kind, frozenset(flatten(item, _NoTensors()) for item in value))
@@ -119,7 +124,23 @@ def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
             # Not `replace`: it runs __init__ again; not setattr: the class may be frozen.
             object.__setattr__(instance, name, rebuild(item, tensors))
         return instance
-    return value
+    return set(value) if kind is set else value
+
+
+def _refuse_hidden(value: Any, shown: Mapping[Any, Any]) -> None:
+    """Refuse an object with attributes besides its items or fields: they may hold tensors."""
+    if type(value) in (dict, OrderedDict):
+        return
+    hidden = getattr(value, "__dict__", {}).keys() - shown.keys() - {"data"}
+    if any(getattr(value, name) is not None for name in hidden if name not in _fields_of(value)):
+        raise UnsupportedValueError(value)
+
+
+def _fields_of(value: Any) -> set[str]:
+    """The names of a dataclass's fields; none for another object."""
+    if not dataclasses.is_dataclass(value):
+        return set()
+    return {field.name for field in dataclasses.fields(value)}
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -9,7 +9,10 @@ buffers and submodules as objects, the same storages, the same switches.
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
 
 class ModuleWatch:
@@ -31,12 +34,7 @@ class ModuleWatch:
         self._modules = list(self._module.modules())
         self._weights = self._read_weights()
         # The storages are held, so that a new one cannot have the address of an old one.
-        self._held = [
-            tensor.untyped_storage()
-            for module in self._modules
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None
-        ]
+        self._held = [tensor.untyped_storage() for tensor in self.weights()]
 
     def has_changed(self) -> bool:
         """Whether weights or submodules were replaced since the last `refresh`."""
@@ -51,19 +49,26 @@ class ModuleWatch:
 
         The module's own hooks do not count: they run around its forward.
         """
+        if _global_hooks():
+            return "(every module)"
         for module in self._modules[1:]:
             if module._forward_hooks or module._forward_pre_hooks:
                 return type(module).__name__
         return None
 
-    def weight_ids(self) -> set[int]:
-        """The ids of all parameters and buffers: results that are one of them are not cloned."""
-        return {
-            id(tensor)
+    def weights(self) -> list[Tensor]:
+        """All parameters and buffers."""
+        return [
+            tensor
             for module in self._modules
             for tensor in (*module._parameters.values(), *module._buffers.values())
             if tensor is not None
-        }
+        ]
+
+    def forget(self) -> None:
+        """Let go of the weights; the module counts as changed until the next `refresh`."""
+        self._weights = []
+        self._held = []
 
     def requires_grad(self) -> bool:
         """Whether any parameter wants a gradient."""
@@ -73,12 +78,27 @@ class ModuleWatch:
             for parameter in module._parameters.values()
         )
 
-    def _read_weights(self) -> list[int]:
-        seen: list[int] = []
+    def _read_weights(self) -> list[Any]:
+        seen: list[Any] = []
         for module in self._modules:
             for tensors in (module._parameters, module._buffers):
                 for tensor in tensors.values():
                     if tensor is not None:
-                        seen += (id(tensor), tensor.untyped_storage()._cdata)
+                        seen += (
+                            id(tensor),
+                            tensor.untyped_storage()._cdata,
+                            tensor.storage_offset(),
+                            tensor.dtype,
+                            tensor.shape,
+                            tensor.stride(),
+                        )
             seen += map(id, module._modules.values())
         return seen
+
+
+def _global_hooks() -> bool:
+    """Whether ``register_module_forward_hook`` or its sister is in use; no public way to ask."""
+    return bool(
+        getattr(nn_module, "_global_forward_hooks", None)
+        or getattr(nn_module, "_global_forward_pre_hooks", None)
+    )

@@ -25,7 +25,7 @@ def count() -> int:
     if loading.is_emulated():
         return emulator.device_count()
     num_cards = 0
-    for vendor in _ACCEL_CLASS.glob("accel*/device/vendor"):
+    for vendor in _ACCEL_CLASS.glob("accel[0-9]*/device/vendor"):
         try:
             num_cards += vendor.read_text().strip() == _HABANA_PCI_VENDOR
         except OSError:  # a card in reset has no readable entry: it is not usable now

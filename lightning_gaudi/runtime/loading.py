@@ -177,7 +177,8 @@ def _mode_error(mode: str, found: str) -> ExecutionModeError:
         "`import torch`; it cannot change in this process. Start Python anew with\n"
         f"    export {environment.LAZY_MODE}={_LAZY_VALUE[mode]}\n"
         "or let this do it:\n"
-        f"    {_command(mode)}"
+        f"    {_command(mode)}\n"
+        f"To have the other mode: GaudiStrategy(mode={'eager' if mode == 'lazy' else 'lazy'!r})."
     )
 
 

@@ -379,3 +379,15 @@ def test_backward_can_be_captured():
     captured.replay()
     expected = first + static.cpu().sum(0).expand(2, 4)
     torch.testing.assert_close(module.weight.grad.cpu(), expected)
+
+
+def test_an_op_that_writes_and_makes_something_new_is_replayed_whole():
+    x = torch.full((4,), -10.0, device="hpu")
+    captured = HPUGraph()
+    with torch.no_grad():
+        with graph(captured):
+            y = functional.rrelu(x, 0.3, 0.3, training=True)
+        assert y.tolist() == pytest.approx([-3.0] * 4)
+        x.fill_(-1.0)
+        captured.replay()
+    assert y.tolist() == pytest.approx([-0.3] * 4)

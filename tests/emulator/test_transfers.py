@@ -189,3 +189,12 @@ def test_assigning_data():
     tensor.data = torch.ones(3)
     assert type(tensor) is torch.Tensor
     assert tensor.tolist() == [1.0] * 3
+
+
+def test_type_as_changes_the_device_too():
+    on_hpu, on_cpu = torch.ones(2, device="hpu"), torch.zeros(2, dtype=torch.float64)
+    moved = on_cpu.type_as(on_hpu)
+    assert (moved.device, moved.dtype) == (on_hpu.device, torch.float32)
+    back = on_hpu.type_as(on_cpu)
+    assert (type(back), back.dtype) == (torch.Tensor, torch.float64)
+    assert on_cpu.type_as(torch.ones(1)).dtype == torch.float32

@@ -88,7 +88,22 @@ def iterate(x):
     return sum(float(row[0]) for row in x) + x
 
 
+def fill_under_mask(x):
+    y = x.clone()
+    y[x > 2] = torch.arange(3.0, device="hpu")
+    return y
+
+
+KEPT = torch.ones(3, device="hpu")
+
+
+def device_tensor_from_outside(x):
+    return x + KEPT
+
+
 BAD = [
+    (fill_under_mask, "aten::index_put_", "shape depends on data", "fixed shape"),
+    (device_tensor_from_outside, "aten::add", r"shape \(3,\) that is neither", "register_buffer"),
     (item, "aten::_local_scalar_dense", "reads a device value on the host", "torch.where"),
     (branch, "aten::_local_scalar_dense", "reads a device value", "torch.where"),
     (to_int, "aten::_local_scalar_dense", "reads a device value", "torch.where"),
@@ -148,11 +163,17 @@ def index_with_integers(x):
     return x[rows] + x.shape[0] + len(x)
 
 
+def fill_with_one_value(x):
+    y = x.clone()
+    y[x > 2] = -1.0
+    return y
+
+
 def device_random(x):
     return x + 0 * torch.rand_like(x)
 
 
-@pytest.mark.parametrize("fn", [constants, index_with_integers, device_random])
+@pytest.mark.parametrize("fn", [constants, index_with_integers, fill_with_one_value, device_random])
 def test_what_a_graph_may_hold_passes(fn):
     graphed = GraphedForward(fn)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_gaudi import emulator
-from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.errors import CaptureError, ConfigurationError
 from lightning_gaudi.graphs import GraphedForward
 
 
@@ -368,7 +368,8 @@ def test_hooks_on_submodules_run_and_forbid_replay(register):
 def test_a_target_inside_a_target_runs_inline():
     inner_module, outer_module = mlp().eval(), mlp().eval()
     inner = GraphedForward(inner_module.forward)
-    outer = GraphedForward(lambda x: outer_module(inner(x)))
+    both = nn.ModuleList([inner_module, outer_module])
+    outer = GraphedForward(lambda x: outer_module(inner(x)), module=both)
     for seed in range(2):
         assert_same(outer(batch(seed=seed)), outer_module(inner_module(batch(seed=seed))))
     assert inner.stats.calls == 0
@@ -532,3 +533,102 @@ def test_any_sequence_of_calls_equals_op_by_op(calls):
             assert ours["n"] == rows
             for a, b in zip(model.buffers(), twin.buffers(), strict=True):
                 assert torch.equal(a.cpu(), b.cpu())
+
+
+def test_a_module_stands_for_its_forward():
+    module = mlp().eval()
+    graphed = GraphedForward(module)
+    assert_same(graphed(batch()), module(batch()))
+    module.load_state_dict({k: v * 2 for k, v in module.state_dict().items()}, assign=True)
+    assert_same(graphed(batch()), module(batch()))
+    with torch.enable_grad():
+        assert graphed(batch()).requires_grad
+    assert graphed.stats.captures == 2
+
+
+def test_a_weight_that_moves_within_its_storage_is_noticed():
+    flat = torch.arange(8.0, device="hpu")
+    module = nn.Module()
+    module.weight = nn.Parameter(flat[:4])
+    graphed = GraphedForward(lambda x: x + module.weight, module=module)
+    x = torch.zeros(4, device="hpu")
+    assert graphed(x).tolist() == [0, 1, 2, 3]
+    module.weight.data = flat[4:]
+    assert graphed(x).tolist() == [4, 5, 6, 7]
+    square = nn.Linear(3, 3, bias=False).to("hpu")
+    graphed = GraphedForward(square)
+    x = torch.randn(2, 3).to("hpu")
+    graphed(x)
+    square.weight.data = square.weight.data.t()
+    assert_same(graphed(x), square(x))
+
+
+def test_results_written_to_out_reach_the_caller():
+    def forward(x, o):
+        torch.add(x, 1, out=o)
+        return o * 2
+
+    graphed = GraphedForward(forward)
+    for seed in range(2):
+        ours = torch.zeros(3, 4, device="hpu")
+        assert_same(graphed(batch(seed=seed), ours), (batch(seed=seed) + 1) * 2)
+        assert_same(ours, batch(seed=seed) + 1)
+
+
+def test_arguments_that_share_memory_and_are_written_to_are_refused():
+    def forward(x, row):
+        x.add_(1)
+        return row * 1
+
+    x = batch()
+    with pytest.raises(CaptureError, match="some of them share memory"):
+        GraphedForward(forward)(x, x[:1])
+    graphed = GraphedForward(forward, on_failure="eager")
+    with pytest.warns(UserWarning, match="share memory"):
+        result = graphed(x, x[:1])
+    assert_same(result, batch()[:1] + 1)
+    # Read only, shared memory does no harm.
+    chunks = GraphedForward(lambda a, b: a * b)
+    both = batch()
+    for _ in range(2):
+        assert_same(chunks(*both.chunk(2, dim=1)), both[:, :2] * both[:, 2:])
+    assert chunks.stats.replays == 1
+
+
+def test_a_forward_that_wrote_to_a_buffer_is_not_run_twice():
+    module = nn.Module()
+    module.register_buffer("calls", torch.zeros(1, device="hpu"))
+
+    def forward(x):
+        module.calls.add_(1)
+        return x * x.sum().item()
+
+    graphed = GraphedForward(forward, module=module, on_failure="eager")
+    with pytest.raises(CaptureError, match="would write twice"):
+        graphed(batch())
+    assert module.calls.tolist() == [1.0]
+
+
+def test_an_op_without_a_kernel_is_a_capture_error_with_the_users_line():
+    graphed = GraphedForward(lambda x: torch.digamma(x) + 1)
+    with pytest.raises(
+        CaptureError, match=r"test_replay\.py:\d+: cpu fallback is not supp.*digamma"
+    ):
+        graphed(batch())
+    graphed = GraphedForward(lambda x: torch.digamma(x) + 1, on_failure="eager")
+    with pytest.warns(UserWarning, match="op by op from now on"):
+        assert_same(graphed(batch()), torch.digamma(batch()) + 1)
+
+
+def test_global_hooks_forbid_replay():
+    module = mlp().eval()
+    graphed = GraphedForward(module)
+    graphed(batch())
+    seen: list[int] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: seen.append(1))
+    try:
+        with pytest.warns(UserWarning, match="has a forward hook"):
+            graphed(batch())
+    finally:
+        handle.remove()
+    assert len(seen) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -91,6 +92,8 @@ def test_model_output_of_transformers_keeps_fields_and_items():
         ({"a": 1}, {"a": 2}),
         ({"a": 1}, {"b": 1}),
         ({1: 0}, {True: 0}),
+        ({(1,): 0}, {(True,): 0}),
+        (complex(0.0, 0), complex(-0.0, 0)),
         ({1, 2}, {1, 3}),
         (slice(1), slice(2)),
         (torch.float32, torch.float64),
@@ -118,7 +121,26 @@ class Holder:
         self.tensor = torch.ones(1)
 
 
-@pytest.mark.parametrize("value", [Holder(), lambda: 1, {torch.ones(1)}, iter([1])])
+@dataclass
+class Hides:
+    shown: torch.Tensor
+
+    def __post_init__(self):
+        self.hidden = self.shown * 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Holder(),
+        lambda: 1,
+        {torch.ones(1)},
+        iter([1]),
+        MappingProxyType({"x": torch.ones(1)}),
+        Hides(torch.ones(1)),
+        {torch.ones(1): 1},
+    ],
+)
 def test_what_may_hold_tensors_or_change_is_refused(value):
     with pytest.raises(UnsupportedValueError):
         describe([value])
