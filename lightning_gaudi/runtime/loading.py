@@ -174,11 +174,12 @@ def _mode_error(mode: str, found: str) -> ExecutionModeError:
     return ExecutionModeError(
         f"mode={mode!r} needs {environment.LAZY_MODE}={_LAZY_VALUE[mode]}, but {found}. "
         "The mode is fixed when the Gaudi software loads, which recent releases do inside "
-        "`import torch`; it cannot change in this process. Start Python anew with\n"
+        "`import torch`; it cannot change in this process. To "
+        f"go on in it: GaudiStrategy(mode={'eager' if mode == 'lazy' else 'lazy'!r}). "
+        "Else start Python anew with\n"
         f"    export {environment.LAZY_MODE}={_LAZY_VALUE[mode]}\n"
         "or let this do it:\n"
-        f"    {_command(mode)}\n"
-        f"To have the other mode: GaudiStrategy(mode={'eager' if mode == 'lazy' else 'lazy'!r})."
+        f"    {_command(mode)}"
     )
 
 
