@@ -84,7 +84,7 @@ def test_readme_snippets_run(run_python):
         "\n".join(snippets)
         + """
 steps = [e for e in events if e.kind == "mark_step"]
-assert len(steps) >= 2 * 2 * 8, events
+assert len(steps) >= 2 * 2 * 4, events
 assert 0 < len([e for e in events if e.kind == "compile"]) < 12, events
 print('done')
 """
