@@ -243,11 +243,21 @@ class GraphedForward:
             try:
                 with hpu_capture.capture(graph), guard:
                     output = self._fn(*static_args, **static_kwargs)
-            except RuntimeError as error:
+                self._check_captured(guard, inputs)
+                return _CapturedGraph(
+                    graph, buffers, output, set(map(id, weights)), sorted(guard.written)
+                )
+            except (RuntimeError, UnsupportedValueError) as error:
                 self._explain(error, guard)
                 raise
+
+    def _check_captured(self, guard: CaptureGuard, inputs: list[Tensor]) -> None:
+        """Check a capture that has run to its end.
+
+        Raises:
+            CaptureError: A replay of it would be wrong.
+        """
         if guard.failure is not None:  # the callable swallowed it
-            self._explain(guard.failure, guard)
             raise guard.failure
         if guard.written and _overlap(inputs):
             raise CaptureError(
@@ -255,34 +265,35 @@ class GraphedForward:
                 "of them share memory, which their private copies do not. Pass clones. To run it "
                 "without graphs: on_failure='eager'."
             )
-        try:
-            return _CapturedGraph(
-                graph, buffers, output, set(map(id, weights)), sorted(guard.written)
-            )
-        except UnsupportedValueError as error:
-            raise CaptureError(
+
+    def _explain(self, error: Exception, guard: CaptureGuard) -> None:
+        """Raise what the user should read in place of an error from a capture, if anything.
+
+        Raises:
+            CaptureError: An op has no kernel, the result cannot be refreshed, or the callable
+                cannot be run once more.
+        """
+        refusal = error
+        if isinstance(error, UnsupportedValueError):
+            refusal = CaptureError(
                 f"cannot capture {self.name} as an HPU graph: it returns {error.what}, and "
                 "only tensors in tuples, lists, mappings and dataclasses can be refreshed by a "
                 "replay. To run it without graphs: on_failure='eager'."
-            ) from error
-
-    def _explain(self, error: RuntimeError, guard: CaptureGuard) -> None:
-        """Raise what the user should read in place of an error from inside a capture.
-
-        Raises:
-            CaptureError: An op has no kernel, or the callable cannot be run once more.
-        """
-        if isinstance(error, CaptureError):
-            if self._on_failure == "eager" and guard.has_written_weights:
-                raise _CannotRerunError(
-                    f"{error} But on_failure='eager' cannot help here: until then the forward had "
-                    "written to the module's buffers, and would write twice."
-                ) from error
+            )
         elif _FALLBACK_TEXT in str(error):
-            raise CaptureError(
+            refusal = CaptureError(
                 f"cannot capture {self.name} as an HPU graph, at {guard.last_line}: {error} "
                 "To run this target without graphs: on_failure='eager'."
+            )
+        if not isinstance(refusal, CaptureError):
+            return  # the user's own
+        if self._on_failure == "eager" and guard.has_written_weights:
+            raise _CannotRerunError(
+                f"{refusal} But on_failure='eager' cannot help here: until then the forward had "
+                "written to the module's buffers, and would write twice."
             ) from error
+        if refusal is not error:
+            raise refusal from error
 
     def _finish(self, captured: _CapturedGraph, inputs: list[Tensor]) -> Any:
         """Give the caller the result, and write back what the callable writes to its inputs."""

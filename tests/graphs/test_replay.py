@@ -632,3 +632,17 @@ def test_global_hooks_forbid_replay():
     finally:
         handle.remove()
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("after", [torch.digamma, lambda x: Mutable()], ids=["fallback", "result"])
+def test_no_kind_of_refusal_runs_a_forward_twice_that_wrote_to_a_buffer(after):
+    module = nn.Module()
+    module.register_buffer("calls", torch.zeros(1, device="hpu"))
+
+    def forward(x):
+        module.calls.add_(1)
+        return after(x)
+
+    with pytest.raises(CaptureError, match="would write twice"):
+        GraphedForward(forward, module=module, on_failure="eager")(batch())
+    assert module.calls.tolist() == [1.0]
