@@ -9,8 +9,9 @@ silent wrong answer that a card gives, and it is reproduced here on purpose.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,28 @@ from lightning_gaudi.emulator.tensor import HPUTensor, block_of, unwrap
 Step = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
+class Record(NamedTuple):
+    """One op as it ran, for whoever turns a program into another form.
+
+    Tensors are plain CPU tensors, a fresh one at each mention: two that are the same value have the
+    same storage, offset, shape and strides. `detach` and `alias` leave no record.
+
+    Attributes:
+        func: The overload.
+        args: Its positional arguments. A copy from the host has the host's values as they were.
+        kwargs: Its keyword arguments, without ``out=`` tensors that a replay adds.
+        results: Its results in the order of the schema: for an op that writes in place the tensor
+            that it wrote to, for a view a tensor on the storage that it looks at.
+        is_random: Whether it draws random numbers.
+    """
+
+    func: OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[Any, ...]
+    is_random: bool
+
+
 class Program:
     """The ops of one capture on plain CPU tensors, with the device memory that they live in.
 
@@ -30,10 +53,14 @@ class Program:
         steps: What a replay calls, in order.
         blocks: The device memory of every buffer: it stays in use as long as the program.
         baked: Names of ops whose result was read by the host and is now a constant.
+        records: Every op in order, views and writes in place included; None unless
+            ``LIGHTNING_GAUDI_EMULATOR_COMPILE=1``, for they hold what a replay does not need.
     """
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        is_compiled = os.environ.get("LIGHTNING_GAUDI_EMULATOR_COMPILE") == "1"
+        self.records: list[Record] | None = [] if is_compiled else None
         self.blocks: set[Block] = set()
         self.baked: list[str] = []
         self.broken = ""
@@ -42,6 +69,8 @@ class Program:
         """Write down an op that has just run with these arguments and results."""
         plain_args = self._plain(args)
         plain_kwargs = {name: self._plain(value) for name, value in kwargs.items()}
+        if self.records is not None:
+            self._record(info.func, plain_args, plain_kwargs, out)
         if info.writes:
             # Some ops write to an argument and make something new as well (rrelu's noise).
             given = (*args, *kwargs.values())
@@ -74,8 +103,10 @@ class Program:
 
     def add_constant(self, target: HPUTensor, source: Tensor) -> None:
         """Write down a copy from the host; its values now are what every replay copies."""
-        plain = self._plain(target)
-        self.steps.append((torch.ops.aten.copy_.default, (plain, source.detach().clone()), {}))
+        args = (self._plain(target), source.detach().clone())
+        self.steps.append((_copy, args, {}))
+        if self.records is not None:
+            self._record(_copy, args, {}, target)
 
     def bake(self, info: OpInfo) -> None:
         """Note an op whose result the host has read; a replay does not run it."""
@@ -102,6 +133,15 @@ class Program:
             for func, args, kwargs in self.steps:
                 func(*args, **kwargs)
 
+    def _record(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        assert self.records is not None
+        results = (out,) if isinstance(out, Tensor) else tuple(out or ())
+        is_random = torch.Tag.nondeterministic_seeded in func.tags
+        # A step may add its outputs to the keywords later, hence a dict of its own.
+        self.records.append(Record(func, args, dict(kwargs), self._plain(results), is_random))
+
     def _plain(self, value: Any) -> Any:
         if type(value) is HPUTensor:
             self.blocks.add(block_of(value))
@@ -116,6 +156,8 @@ class Program:
             type(value) is HPUTensor and value._block is result._block for value in args
         )
 
+
+_copy = torch.ops.aten.copy_.default
 
 current: Program | None = None
 """The capture in progress, if any. One at a time in a process."""

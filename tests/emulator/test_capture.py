@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_gaudi.emulator import GraphCaptureError
+from lightning_gaudi.emulator.tensor import unwrap
 
 Function = Callable[[torch.Tensor], "torch.Tensor | tuple[torch.Tensor, ...]"]
 
@@ -391,3 +392,33 @@ def test_an_op_that_writes_and_makes_something_new_is_replayed_whole():
         x.fill_(-1.0)
         captured.replay()
     assert y.tolist() == pytest.approx([-0.3] * 4)
+
+
+def test_records_hold_every_op_where_they_are_asked_for(monkeypatch):
+    static, cache = torch.ones(2, 2, device="hpu"), torch.zeros(4, device="hpu")
+    host = torch.tensor([2.0, 3.0])
+
+    def forward() -> torch.Tensor:
+        scaled = static.t() * host.to("hpu")
+        cache[:2].copy_(scaled[0])
+        return torch.bernoulli(scaled.sigmoid())
+
+    assert capture(forward)[0]._program.records is None
+    monkeypatch.setenv("LIGHTNING_GAUDI_EMULATOR_COMPILE", "1")
+    records = capture(forward)[0]._program.records
+    host.fill_(100)
+    names = [record.func._schema.name.removeprefix("aten::") for record in records]
+    # However PyTorch spells the pieces, the order is this.
+    wanted = ["t", "copy_", "mul", "slice", "select", "copy_", "bernoulli"]
+    assert [name for name in names if name in wanted] == wanted
+    by_name = dict(zip(names, records, strict=True))
+    copies = [record for record in records if record.func._schema.name == "aten::copy_"]
+    assert copies[0].args[1].tolist() == [2.0, 3.0]
+    assert copies[1].results[0].data_ptr() == unwrap(cache).data_ptr()
+    assert by_name["t"].results[0].data_ptr() == unwrap(static).data_ptr()
+    multiplied = by_name["mul"]
+    assert multiplied.args[0].stride() == by_name["t"].results[0].stride() == (1, 2)
+    assert torch.equal(multiplied.func(*multiplied.args), multiplied.results[0])
+    assert "out" not in multiplied.kwargs
+    assert [record.is_random for record in records] == [name == "bernoulli" for name in names]
+    assert all(type(tensor) is torch.Tensor for r in records for tensor in r.results)
