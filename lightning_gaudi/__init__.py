@@ -9,6 +9,8 @@ from lightning_gaudi.runtime.loading import install_emulator_if_requested
 
 install_emulator_if_requested()
 
+# Bound here, since it may have been imported before this package was (lightning_gaudi_autoload).
+from lightning_gaudi import emulator as emulator  # noqa: E402
 from lightning_gaudi.accelerator import HPUAccelerator  # noqa: E402
 from lightning_gaudi.callbacks import HPUGraphCallback  # noqa: E402
 from lightning_gaudi.precision import HPUPrecision  # noqa: E402
