@@ -16,7 +16,7 @@ CAPACITY_BYTES = 96 * 2**30
 class _Statistics:
     """Counters behind ``torch.hpu.memory_stats``; sizes in bytes."""
 
-    __slots__ = ("in_use", "largest", "num_allocs", "num_frees", "peak")
+    __slots__ = ("births", "in_use", "largest", "num_allocs", "num_frees", "peak")
 
     def __init__(self) -> None:
         self.in_use = 0
@@ -24,6 +24,7 @@ class _Statistics:
         self.num_allocs = 0
         self.num_frees = 0
         self.largest = 0
+        self.births = 0
 
 
 _statistics = _Statistics()
@@ -35,9 +36,10 @@ class Block:
     Attributes:
         nbytes: Its size in bytes.
         writer: The pending graph that last wrote to it, or None: what a host copy must flush.
+        birth: How many blocks the process had made with it; what is older has a smaller one.
     """
 
-    __slots__ = ("nbytes", "writer")
+    __slots__ = ("__weakref__", "birth", "nbytes", "writer")
 
     def __init__(self, nbytes: int, writer: Any = None) -> None:
         self.nbytes = nbytes
@@ -50,6 +52,7 @@ class Block:
             statistics.peak = in_use
         if nbytes > statistics.largest:
             statistics.largest = nbytes
+        self.birth = statistics.births = statistics.births + 1
 
     # Bound as a default, so that a block dying while the interpreter shuts down still finds it.
     def __del__(self, statistics: _Statistics = _statistics) -> None:
@@ -78,6 +81,11 @@ def memory_stats() -> dict[str, int]:
         "TotalSystemFrees": s.num_frees,
         "TotalActiveAllocs": s.num_allocs - s.num_frees,
     }
+
+
+def num_births() -> int:
+    """How many blocks the process has made so far; never reset."""
+    return _statistics.births
 
 
 def reset_peak() -> None:
