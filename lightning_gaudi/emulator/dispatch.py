@@ -81,6 +81,8 @@ def _run(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An op that joins the pending graph."""
     graph = accounting.pending
     part = accounting.describe(graph, info, args, kwargs)
+    if capture.current is not None and info.writes:
+        capture.current.before_write(info, args, kwargs)
     with _no_dispatch():
         out = info.call(*args, **kwargs)
     return _finish(info, args, kwargs, out, graph, part)
@@ -151,15 +153,26 @@ def _run_special(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if info.kind is OpKind.HOST_READ:
         accounting.before_host_read(info.name)
     elif info.kind is OpKind.COLLECTIVE:
-        if capture.current is not None:
-            capture.current.refuse_collective(info)
-        accounting.flush("collective")
+        return _run_collective(info, args, kwargs)
     return _run_apart(info, args, kwargs)
+
+
+def _run_collective(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    program = capture.current
+    if program is not None:
+        program.check_collective(info)
+        program.before_write(info, args, kwargs)
+    accounting.flush("collective")
+    out = _run_apart(info, args, kwargs)
+    if program is not None:
+        program.add_collective(info, args, kwargs, out)
+    return out
 
 
 def _run_data_dependent(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     accounting.before_host_read(info.name)
     if capture.current is not None:
+        capture.current.before_write(info, args, kwargs)
         capture.current.bake(info)
     return _run_apart(info, args, kwargs)
 

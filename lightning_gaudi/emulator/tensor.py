@@ -106,4 +106,5 @@ def block_of(tensor: HPUTensor) -> Block:
     block = tensor._block
     if block is None:
         block = tensor._block = new_block(tensor)
+        block.birth = 0  # its memory may be older than the block
     return block
