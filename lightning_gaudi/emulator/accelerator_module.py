@@ -1,4 +1,7 @@
-"""``torch.accelerator`` and pinned memory, whose C++ hooks a backend in Python cannot provide."""
+"""``torch.accelerator``, whose C++ hooks a backend in Python cannot provide.
+
+What is not replaced here asks ``torch.hpu`` by itself.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +9,66 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lightning_gaudi.emulator import device_module
-from lightning_gaudi.emulator.patching import replace
-from lightning_gaudi.emulator.tensor import HPUTensor
+from lightning_gaudi.emulator import device_module, pinned, streams
+
+_DTYPES = frozenset(
+    {
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    }
+)
+"""Dtypes of tensors on the device; the 64-bit ones narrow on a card."""
 
 
-def _memory_stats(device_index: Any = None) -> OrderedDict[str, Any]:
-    return OrderedDict(device_module.memory_stats())
+def _memory_stats(device_index: Any = None, /) -> OrderedDict[str, Any]:
+    """The SDK's statistics, and the same figures under PyTorch's names."""
+    stats = device_module.memory_stats()
+    return OrderedDict(
+        **{
+            "allocated_bytes.all.current": stats["InUse"],
+            "allocated_bytes.all.peak": stats["MaxInUse"],
+            "allocation.all.current": stats["ActiveAllocs"],
+            "num_device_alloc": stats["NumAllocs"],
+            "num_device_free": stats["NumFrees"],
+        },
+        **stats,
+    )
 
 
-def pin_memory(self: Tensor, device: Any = None) -> Tensor:
-    """A copy that says it is pinned; host memory is host memory here.
+def _get_device_capability(device: Any = None, /) -> dict[str, Any]:
+    """What the device can do, as PyTorch describes it."""
+    return {"supported_dtypes": set(_DTYPES)}
+
+
+class _DeviceIndex:
+    """A ``with`` block on a device by its index; None changes nothing.
 
     Raises:
-        RuntimeError: The tensor is not on the host.
+        RuntimeError: Another index than 0.
     """
-    if type(self) is HPUTensor:
-        raise RuntimeError("cannot pin 'hpu' tensors: only dense CPU tensors can be pinned")
-    if is_pinned(self):
-        return self
-    pinned = self.clone()
-    pinned._is_pinned = True  # type: ignore[attr-defined]
-    return pinned
 
+    def __init__(self, device: int | None, /) -> None:
+        if device is not None:
+            device_module.set_device(device)
 
-def is_pinned(self: Tensor, device: Any = None) -> bool:
-    """Whether `pin_memory` made this tensor."""
-    return bool(getattr(self, "_is_pinned", False))
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
 
 
 def attach() -> None:
-    """Put these in place of PyTorch's."""
+    """Put these in place of PyTorch's, with streams, events and pinned memory."""
     for name in (
         "synchronize",
         "empty_cache",
@@ -52,5 +82,9 @@ def attach() -> None:
         setattr(torch.accelerator, name, getattr(device_module, name))
     torch.accelerator.memory_stats = _memory_stats
     torch.accelerator.get_memory_info = device_module.mem_get_info
-    replace(Tensor, "pin_memory", pin_memory)
-    replace(Tensor, "is_pinned", is_pinned)
+    torch.accelerator.empty_host_cache = device_module.empty_cache
+    torch.accelerator.get_device_capability = _get_device_capability  # type: ignore[assignment]
+    torch.accelerator.set_device_index = device_module.set_device
+    torch.accelerator.device_index = _DeviceIndex  # type: ignore[misc, assignment]
+    streams.attach()
+    pinned.attach()

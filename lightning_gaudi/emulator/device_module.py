@@ -10,11 +10,38 @@ from typing import Any
 
 import torch
 
-from lightning_gaudi.emulator import accounting, memory
+from lightning_gaudi.emulator import accounting, memory_module, switches
 from lightning_gaudi.emulator.autocast import SUPPORTED_DTYPES
 from lightning_gaudi.emulator.installation import device_count
-from lightning_gaudi.emulator.memory import memory_stats
+from lightning_gaudi.emulator.memory_module import *  # noqa: F403 - it has an __all__
+from lightning_gaudi.emulator.memory_module import check_device
+from lightning_gaudi.emulator.rng import (
+    get_rng_state,
+    get_rng_state_all,
+    initial_seed,
+    manual_seed,
+    manual_seed_all,
+    seed,
+    seed_all,
+    set_rng_state,
+    set_rng_state_all,
+)
+from lightning_gaudi.emulator.streams import (
+    Event,
+    Stream,
+    StreamContext,
+    current_stream,
+    default_stream,
+    get_stream_info,
+    record_stream,
+    set_stream,
+    stream,
+)
+from lightning_gaudi.emulator.switches import *  # noqa: F403 - it has an __all__
 from lightning_gaudi.emulator.transfer import check_index
+
+_initialized = True
+"""What PyTorch's gradient checkpointing asks before it keeps the device's random state."""
 
 
 def is_available() -> bool:
@@ -52,7 +79,36 @@ def set_device(device: Any) -> None:
 
 def get_device_name(device: Any = None) -> str:
     """The name of the emulated card."""
+    check_device(device)
     return "GAUDI2"
+
+
+def get_arch_list() -> list[str]:
+    """The names of the cards that the software is for: the present one's."""
+    return [get_device_name()]
+
+
+def get_gencode_flags() -> str:
+    """Flags the software was compiled with: none, on any card."""
+    return ""
+
+
+def is_bf16_supported() -> bool:
+    """Whether the card computes in bfloat16."""
+    return True
+
+
+def can_device_access_peer(device: Any, peer_device: Any) -> bool:
+    """Whether one card of this machine can reach another.
+
+    Raises:
+        AssertionError: One of the two does not exist, or they are the same.
+    """
+    check_device(device)
+    check_device(peer_device)
+    if torch.device("hpu", device) == torch.device("hpu", peer_device):
+        raise AssertionError("Both the ids are same.")
+    return True
 
 
 def synchronize(device: Any = None) -> None:
@@ -62,88 +118,6 @@ def synchronize(device: Any = None) -> None:
 
 def empty_cache() -> None:
     """Nothing is cached beyond what tensors hold."""
-
-
-def memory_allocated(device: Any = None) -> int:
-    """Live bytes."""
-    return memory_stats()["InUse"]
-
-
-def max_memory_allocated(device: Any = None) -> int:
-    """Peak bytes since the last `reset_peak_memory_stats`."""
-    return memory_stats()["MaxInUse"]
-
-
-def memory_reserved(device: Any = None) -> int:
-    """Bytes of the card."""
-    return memory_stats()["Limit"]
-
-
-def max_memory_reserved(device: Any = None) -> int:
-    """Bytes of the card."""
-    return memory_stats()["Limit"]
-
-
-def mem_get_info(device: Any = None) -> tuple[int, int]:
-    """Free and total bytes."""
-    stats = memory_stats()
-    return stats["Limit"] - stats["InUse"], stats["Limit"]
-
-
-def reset_peak_memory_stats(device: Any = None) -> None:
-    """Start measuring the peak anew."""
-    memory.reset_peak()
-
-
-def reset_accumulated_memory_stats(device: Any = None) -> None:
-    """Start counting allocations anew."""
-    memory.reset_accumulated()
-
-
-def manual_seed(seed: int) -> None:
-    """Seed the device's generator, which is the CPU's default one here."""
-    torch.default_generator.manual_seed(seed)
-
-
-def manual_seed_all(seed: int) -> None:
-    """Seed every device: one, as a process has one."""
-    manual_seed(seed)
-
-
-def get_rng_state(device: Any = "hpu") -> torch.Tensor:
-    """The generator's state: a CPU tensor of bytes."""
-    return torch.default_generator.get_state()
-
-
-def set_rng_state(new_state: torch.Tensor, device: Any = "hpu") -> None:
-    """Put a state back that `get_rng_state` gave."""
-    torch.default_generator.set_state(new_state)
-
-
-def get_rng_state_all() -> list[torch.Tensor]:
-    """The state of every device's generator: one, as a process has one device."""
-    return [get_rng_state()]
-
-
-def set_rng_state_all(new_states: list[torch.Tensor]) -> None:
-    """Put states back that `get_rng_state_all` gave."""
-    for new_state in new_states:
-        set_rng_state(new_state)
-
-
-def seed() -> int:
-    """Seed the generator from the system's entropy; returns the seed."""
-    return torch.default_generator.seed()
-
-
-def seed_all() -> int:
-    """Seed every device's generator from the system's entropy; returns the seed."""
-    return seed()
-
-
-def initial_seed() -> int:
-    """The seed that the generator was last given."""
-    return torch.default_generator.initial_seed()
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:
@@ -159,6 +133,16 @@ def is_autocast_hpu_enabled() -> bool:
 def get_autocast_hpu_dtype() -> torch.dtype:
     """The dtype that autocast lowers to."""
     return torch.get_autocast_dtype("hpu")
+
+
+def set_autocast_hpu_enabled(enabled: bool) -> None:
+    """Switch autocast on or off for this device."""
+    torch.set_autocast_enabled("hpu", enabled)
+
+
+def set_autocast_hpu_dtype(dtype: torch.dtype) -> None:
+    """Choose the dtype that autocast lowers to."""
+    torch.set_autocast_dtype("hpu", dtype)
 
 
 def _is_in_bad_fork() -> bool:
@@ -178,35 +162,52 @@ class device:
         return None
 
 
+class device_of(device):
+    """Context manager that chooses the device of a tensor; one on the host changes nothing."""
+
+    def __init__(self, obj: torch.Tensor) -> None:
+        super().__init__(0)
+
+
 __all__ = [
+    "Event",
+    "Stream",
+    "StreamContext",
+    "can_device_access_peer",
     "current_device",
+    "current_stream",
+    "default_stream",
     "device",
     "device_count",
+    "device_of",
     "empty_cache",
     "get_amp_supported_dtype",
+    "get_arch_list",
     "get_autocast_hpu_dtype",
     "get_device_name",
+    "get_gencode_flags",
     "get_rng_state",
     "get_rng_state_all",
+    "get_stream_info",
     "init",
     "initial_seed",
     "is_autocast_hpu_enabled",
     "is_available",
+    "is_bf16_supported",
     "is_initialized",
     "manual_seed",
     "manual_seed_all",
-    "max_memory_allocated",
-    "max_memory_reserved",
-    "mem_get_info",
-    "memory_allocated",
-    "memory_reserved",
-    "memory_stats",
-    "reset_accumulated_memory_stats",
-    "reset_peak_memory_stats",
+    "record_stream",
     "seed",
     "seed_all",
+    "set_autocast_hpu_dtype",
+    "set_autocast_hpu_enabled",
     "set_device",
     "set_rng_state",
     "set_rng_state_all",
+    "set_stream",
+    "stream",
     "synchronize",
+    *memory_module.__all__,
+    *switches.__all__,
 ]
