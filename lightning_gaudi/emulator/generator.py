@@ -1,4 +1,4 @@
-"""``torch.Generator(device="hpu")``: a CPU generator, as the Gaudi software's is (HABANA.md)."""
+"""``torch.Generator(device="hpu")``: a CPU generator, as the Gaudi software's is (see `rng`)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,10 @@ from typing import Any
 
 import torch
 
+from lightning_gaudi.emulator.rng import HPUGenerator
 from lightning_gaudi.emulator.transfer import check_index
 
 _PlainGenerator = torch.Generator
-
-
-class HPUGenerator(_PlainGenerator):
-    """A generator that says it is on the HPU; its numbers are the CPU's for the same seed."""
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        """Always ``hpu:0``."""
-        return torch.device("hpu", 0)
 
 
 class _GeneratorType(type):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from lightning_gaudi.emulator.rng import draws_from_device
+
 
 class OpKind(Enum):
     """How an op behaves on a lazy device."""
@@ -152,6 +154,7 @@ class OpInfo:
         has_card_kernel: Whether the card has a kernel; without one it is a CPU fallback.
         host_positions: Positions of arguments that may lie on the host, such as index tensors.
         call: Runs the overload; ``func`` itself is a detour through Python to the same.
+        is_random: Whether the op draws random numbers; `call` takes the device's generator.
         is_simple: Whether the op gives one tensor and writes to nothing.
     """
 
@@ -162,6 +165,7 @@ class OpInfo:
         "host_positions",
         "ignored",
         "ignored_unless_one",
+        "is_random",
         "is_simple",
         "kind",
         "may_alias",
@@ -174,6 +178,9 @@ class OpInfo:
         base = schema.name.removeprefix("aten::")
         self.func = func
         self.call: Callable[..., Any] = func._op if type(func) is OpOverload else func
+        self.is_random = torch.Tag.nondeterministic_seeded in func.tags
+        if self.is_random:
+            self.call = draws_from_device(self.call, schema)
         self.name = _short_name(func)
         self.kind = _kind_of(func, base)
         self.may_alias = any(

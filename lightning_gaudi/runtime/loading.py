@@ -122,6 +122,9 @@ def load(mode: str) -> None:
     # A release that decides the mode by more than the variable must not go unnoticed.
     if is_lazy() != (mode == "lazy"):
         raise _mode_error(mode, f"the Gaudi software came up {_found_mode()}")
+    # Gradient checkpointing keeps the device's random state only where this has been called: it
+    # reads `torch.hpu._initialized`, which tensors on the device do not set (hpu/__init__.py).
+    module("torch.hpu").init()
 
 
 def require_software() -> None:

@@ -1,6 +1,6 @@
 """``habana_frameworks.torch.hpu.random``."""
 
-from lightning_gaudi.emulator.device_module import (
+from lightning_gaudi.emulator.rng import (
     get_rng_state,
     get_rng_state_all,
     initial_seed,
