@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_gaudi.emulator import device_module, pinned, streams
+from lightning_gaudi.emulator import device_module, pinned, report_files, streams
 
 _DTYPES = frozenset(
     {
@@ -68,7 +68,7 @@ class _DeviceIndex:
 
 
 def attach() -> None:
-    """Put these in place of PyTorch's, with streams, events and pinned memory."""
+    """Put these in place of PyTorch's, with streams, pinned memory and files of metrics."""
     for name in (
         "synchronize",
         "empty_cache",
@@ -88,3 +88,4 @@ def attach() -> None:
     torch.accelerator.device_index = _DeviceIndex  # type: ignore[misc, assignment]
     streams.attach()
     pinned.attach()
+    report_files.attach()

@@ -9,7 +9,7 @@ A record costs a walk over the Python stack for every event, so it is opt-in::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -53,6 +53,9 @@ counts: dict[str, int] = dict.fromkeys(EVENT_KINDS, 0)
 
 _records: list[list[Event]] = []
 
+listeners: list[Callable[[EventKind], None]] = []
+"""What is called with the kind of every event, after it has been recorded."""
+
 
 def is_recording() -> bool:
     """Whether somebody listens, so that details are worth computing."""
@@ -66,6 +69,8 @@ def emit(kind: EventKind, cause: str, detail: str = "") -> None:
         event = Event(kind=kind, cause=cause, line=source_line(), detail=detail)
         for record_ in _records:
             record_.append(event)
+    for listener in listeners:
+        listener(kind)
 
 
 def event_counts() -> dict[str, int]:

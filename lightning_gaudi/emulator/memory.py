@@ -66,6 +66,11 @@ class Block:
         self.nbytes = nbytes
 
 
+def is_used() -> bool:
+    """Whether this process has ever had memory on the device."""
+    return _statistics.births > 0
+
+
 def memory_stats() -> dict[str, int]:
     """The statistics under the names that ``habana_frameworks.torch.hpu.memory_stats`` uses."""
     s = _statistics
