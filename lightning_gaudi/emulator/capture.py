@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from lightning_gaudi.emulator import accounting, memory, poison
+from lightning_gaudi.emulator import accounting, memory, poison, rng
 from lightning_gaudi.emulator.errors import GraphCaptureError
 from lightning_gaudi.emulator.memory import Block
 from lightning_gaudi.emulator.ops import OpInfo
@@ -60,6 +60,7 @@ class Program:
         is_dry_run: Whether what the ops write must be undone by `end_dry_run`.
 
     Attributes:
+        is_dry_run: As given.
         steps: What a replay calls, in order.
         blocks: The device memory of every buffer: it stays in use as long as the program.
         private: The private memory among it, each with a plain tensor that lies there.
@@ -81,20 +82,27 @@ class Program:
         self.broken = ""
         is_compiled = os.environ.get("LIGHTNING_GAUDI_EMULATOR_COMPILE") == "1"
         self.records: list[Record] | None = [] if is_compiled else None
-        self._is_dry_run = is_dry_run
+        self.is_dry_run = is_dry_run
         self._before: dict[Block, tuple[Tensor, Tensor]] = {}
+        self._generators: dict[torch.Generator, Tensor] = {}
+        if is_dry_run:
+            self._rng_state = rng.get_rng_state()
         self._num_births = memory.num_births()
         self._sub_graph: Any = None
 
     def before_write(self, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of an op that is about to write to its arguments."""
-        if self._is_dry_run:
-            for target in written_tensors(info, args, kwargs):
-                self._save(target)
+        if not self.is_dry_run:
+            return
+        for target in written_tensors(info, args, kwargs):
+            self._save(target)
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Generator) and value not in self._generators:
+                self._generators[value] = value.get_state()
 
     def add(self, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Write down an op that has just run with these arguments and results."""
-        if info.writes:
+        if info.writes or info.name in _SILENT_WRITES:
             self._note_writes(info, args, kwargs)
         plain_args = self._plain(args)
         plain_kwargs = {name: self._plain(value) for name, value in kwargs.items()}
@@ -137,7 +145,7 @@ class Program:
 
     def add_constant(self, target: HPUTensor, source: Tensor) -> None:
         """Write down a copy from the host that is about to run; replays copy its values of now."""
-        if self._is_dry_run:
+        if self.is_dry_run:
             self._save(target)
         args = (self._result(target), source.detach().clone())
         self.steps.append((_copy._op, args, {}))
@@ -185,6 +193,10 @@ class Program:
         for memory_now, memory_before in self._before.values():
             memory_now.copy_(memory_before)
         self._before.clear()
+        for generator, state in self._generators.items():
+            generator.set_state(state)
+        self._generators.clear()
+        rng.set_rng_state(self._rng_state)
         for plain in self.private.values():
             poison.fill(poison.storage_of(plain))
 
@@ -205,7 +217,7 @@ class Program:
 
     def _note_writes(self, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # What is written to by keyword is an ``out=``.
-        is_filled = info.name.partition(".")[0] in _FILLS or type(info.writes[0]) is str
+        is_filled = info.name.partition(".")[0] in _FILLS or str in map(type, info.writes)
         for tensor in written_tensors(info, args, kwargs):
             if is_filled:
                 self._result(tensor)
@@ -274,6 +286,9 @@ _FILLS = frozenset(
     }
 )
 
+# Ops that write to the arguments at these positions without a word in their schema.
+_SILENT_WRITES = {"native_batch_norm": (3, 4)}
+
 current: Program | None = None
 """The capture in progress, if any. One at a time in a process."""
 
@@ -282,7 +297,7 @@ def written_tensors(
     info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[HPUTensor]:
     """The HPU tensors among an op's arguments that it writes to."""
-    for position in info.writes:
+    for position in info.writes or _SILENT_WRITES.get(info.name, ()):
         target = kwargs.get(position) if isinstance(position, str) else args[position]
         yield from (tensor for tensor in _leaves(target) if type(tensor) is HPUTensor)
 

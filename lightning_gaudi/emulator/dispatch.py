@@ -286,6 +286,13 @@ def _pack_padded_sequence(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str,
     return data, unwrap(batch_sizes)
 
 
+def _batch_norm(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``native_batch_norm`` writes to the running statistics, which its schema does not say."""
+    if capture.current is not None:
+        capture.current.before_write(info, args, kwargs)
+    return _run(info, args, kwargs)
+
+
 def _lift_fresh(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0]
 
@@ -315,6 +322,7 @@ _handlers: dict[Any, Handler] = {
     _aten.detach.default: _detach,
     _aten.alias.default: _detach,
     _aten.lift_fresh.default: _lift_fresh,
+    _aten.native_batch_norm.default: _batch_norm,
     _aten._pack_padded_sequence.default: _pack_padded_sequence,
     _aten.index.Tensor: _index,
     _aten.index_put.default: _index,

@@ -14,8 +14,11 @@ from torch._ops import OpOverload
 def find_out_overload(func: OpOverload) -> tuple[Callable[..., Any], list[str]] | None:
     """What calls the overload that writes to given tensors, and what it names them; None if none.
 
-    It takes the same arguments as `func` beside the tensors to write to, one for each result.
+    It takes the same arguments as `func` beside the tensors to write to, one for each result. A
+    random op has none: how it draws is settled for the overload that the user called.
     """
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return None
     wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
     if any(not isinstance(r.type, torch.TensorType) for r in func._schema.returns):
         return None
