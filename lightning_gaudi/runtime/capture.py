@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from lightning_gaudi.errors import CaptureError
 from lightning_gaudi.runtime import loading
 
+_is_capturing = False
+
 
 class Graph(Protocol):
     """What of the SDK's ``HPUGraph`` we use."""
@@ -47,7 +49,10 @@ def new_graph() -> Graph:
 
 def is_capturing() -> bool:
     """Whether a capture is in progress in this process."""
-    return is_supported() and bool(_graphs().is_current_stream_capturing())
+    if not is_supported():
+        return False
+    # The SDK marks a stream only in its own ``with graph(...)`` (1.19.0, ``hpu/graphs.py``).
+    return _is_capturing or bool(_graphs().is_current_stream_capturing())
 
 
 @contextmanager
@@ -57,11 +62,13 @@ def capture(graph: Graph) -> Iterator[None]:
     Destroying any HPUGraph clears a capture in progress (bridge sources, ``HPUGraph.cpp``), so
     garbage is collected before and not during.
     """
+    global _is_capturing
     gc.collect()
-    was_enabled = gc.isenabled()
+    was_enabled, was_capturing = gc.isenabled(), _is_capturing
     gc.disable()
     try:
         graph.capture_begin()
+        _is_capturing = True
         try:
             yield
         except BaseException:
@@ -71,6 +78,7 @@ def capture(graph: Graph) -> Iterator[None]:
             raise
         graph.capture_end()
     finally:
+        _is_capturing = was_capturing
         if was_enabled:
             gc.enable()
 
