@@ -1,0 +1,123 @@
+"""Process groups of backend ``"hccl"``, and what the SDK works out from the environment.
+
+The collectives are gloo's, on the CPU memory that the emulated tensors are. HCCL reduces with SUM,
+PRODUCT, MIN and MAX only (HABANA.md, "Many cards"); gloo knows more, so the others are refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+HLS_MODULE_ID = "HLS_MODULE_ID"
+HABANA_VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
+
+_FROM_MPI = {
+    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+    "RANK": "OMPI_COMM_WORLD_RANK",
+}
+_REFUSED = ("AVG", "BAND", "BOR", "BXOR", "PREMUL_SUM")
+_REDUCING = (
+    "all_reduce",
+    "all_reduce_coalesced",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_single",
+    "reduce_scatter_tensor",
+)
+
+
+def initialize_distributed_hpu(
+    world_size: int | None = None, rank: int | None = None, local_rank: int | None = None
+) -> tuple[int, int, int]:
+    """Which process this is, and which card it takes (bridge 1.19.0, ``hccl/__init__.py``).
+
+    What is given, all three, becomes the environment's ``WORLD_SIZE``, ``RANK`` and
+    ``LOCAL_RANK``; otherwise MPI's variables do where those are not all set, and ``MASTER_ADDR``
+    and ``MASTER_PORT`` get a default. Of several processes each takes the card of its local rank,
+    among those of ``HABANA_VISIBLE_MODULES``; a ``HLS_MODULE_ID`` that is set already stays.
+
+    Returns:
+        World size, rank and local rank; 1, -1 and -1 where nothing says more.
+
+    Raises:
+        AssertionError: There are more processes than visible cards.
+    """
+    if world_size is not None and rank is not None and local_rank is not None:
+        given = {"WORLD_SIZE": world_size, "RANK": rank, "LOCAL_RANK": local_rank}
+        os.environ.update({name: str(value) for name, value in given.items()})
+    elif not all(name in os.environ for name in _FROM_MPI):
+        if all(name in os.environ for name in _FROM_MPI.values()):
+            os.environ.update({name: os.environ[source] for name, source in _FROM_MPI.items()})
+        os.environ.setdefault("MASTER_ADDR", "localhost")
+        os.environ.setdefault("MASTER_PORT", "12345")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "-1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "-1"))
+    _choose_card(world_size, local_rank)
+    if rank != -1:
+        os.environ["ID"] = str(rank)
+    return world_size, rank, local_rank
+
+
+def _choose_card(world_size: int, local_rank: int) -> None:
+    if HLS_MODULE_ID in os.environ or local_rank == -1 or world_size == 1:
+        return
+    card = str(local_rank)
+    if HABANA_VISIBLE_MODULES in os.environ:
+        visible = os.environ[HABANA_VISIBLE_MODULES].split(",")
+        if local_rank >= len(visible):
+            raise AssertionError(
+                f"There is not enough devices: local rank {local_rank} asks for one more than "
+                f"{HABANA_VISIBLE_MODULES}={','.join(visible)} has."
+            )
+        card = visible[local_rank]
+    os.environ[HLS_MODULE_ID] = card
+
+
+def _make_backend(store: Any, rank: int, size: int, timeout: timedelta) -> object:
+    return dist.ProcessGroupGloo(store, rank, size, timeout)
+
+
+def _refused_name(op: Any) -> str:
+    """The name of a reduce op that HCCL does not have; empty for anything else."""
+    if not isinstance(op, (dist.ReduceOp, dist.ReduceOp.RedOpType)):
+        return ""
+    return next((name for name in _REFUSED if op == getattr(dist.ReduceOp, name)), "")
+
+
+def _reducing(plain_function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain_function)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        refused = next(filter(None, map(_refused_name, given)), "")
+        if refused:
+            groups = [value for value in given if isinstance(value, dist.ProcessGroup)]
+            if dist.get_backend(groups[0] if groups else None) == "hccl":
+                raise RuntimeError(
+                    f"hccl has no ReduceOp.{refused}: it reduces with SUM, PRODUCT, MIN and MAX. For "
+                    "a mean, reduce with SUM and divide by the number of processes."
+                )
+        return plain_function(*args, **kwargs)
+
+    return function
+
+
+def register() -> None:
+    """Register the backend ``"hccl"``. Calling it again does nothing."""
+    if "hccl" in dist.Backend.backend_list:
+        return
+    dist.Backend.register_backend("hccl", _make_backend, devices=["hpu", "cpu"])
+    for name in _REDUCING:
+        plain_function = getattr(distributed_c10d, name, None)
+        if plain_function is not None:
+            function = _reducing(plain_function)
+            for owner in (dist, distributed_c10d):
+                setattr(owner, name, function)
