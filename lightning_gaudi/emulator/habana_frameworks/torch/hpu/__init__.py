@@ -6,10 +6,18 @@ The graph names exist in lazy mode only.
 import sys
 
 import torch
-from habana_frameworks.torch.hpu import metrics, random
+from habana_frameworks.torch.hpu import events, memory, metrics, random, streams
+from habana_frameworks.torch.hpu.metrics import (
+    MetricNotFound,
+    metric_global,
+    metric_localcontext,
+    metrics_dump,
+)
 
 from lightning_gaudi.emulator.device_module import *
-from lightning_gaudi.emulator.device_module import _is_in_bad_fork, _lazy_init
+from lightning_gaudi.emulator.device_module import _initialized, _is_in_bad_fork, _lazy_init
+from lightning_gaudi.emulator.hccl import HABANA_VISIBLE_MODULES as HABANA_VISIBLE_MODULES_VAR
+from lightning_gaudi.emulator.hccl import HLS_MODULE_ID as HLS_MODULE_ID_VAR
 from lightning_gaudi.emulator.missing import name_missing
 from lightning_gaudi.emulator.mode import is_lazy
 

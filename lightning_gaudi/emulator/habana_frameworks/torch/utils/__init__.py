@@ -1,8 +1,8 @@
 """``habana_frameworks.torch.utils``."""
 
-from habana_frameworks.torch.utils import internal
+from habana_frameworks.torch.utils import experimental, internal
 
 from lightning_gaudi.emulator.missing import name_missing
 
-__all__ = ["internal"]
+__all__ = ["experimental", "internal"]
 __getattr__ = name_missing("habana_frameworks.torch.utils")
