@@ -69,6 +69,7 @@ def install() -> None:
         serialization,
         swapping,
         tensor,
+        tracing,
         transfer,
     )
 
@@ -88,6 +89,7 @@ def install() -> None:
         serialization,
         generator,
         accelerator_module,
+        tracing,
     ):
         part.attach()
     sys.meta_path.insert(0, _Finder())
@@ -130,4 +132,13 @@ class _Finder:
                 fullname, place / "__init__.py", submodule_search_locations=[str(place)]
             )
         file = place.with_suffix(".py")
-        return importlib.util.spec_from_file_location(fullname, file) if file.is_file() else None
+        if file.is_file():
+            return importlib.util.spec_from_file_location(fullname, file)
+        # An import is told why; `importlib.util.find_spec` only asks, and None is the answer.
+        if sys._getframe(2).f_code.co_name == "_find_and_load_unlocked":
+            raise ModuleNotFoundError(
+                f"the emulated HPU has no module {fullname}. If the Gaudi software has it, the "
+                "emulator lacks it: see lightning_gaudi/emulator/README.md.",
+                name=fullname,
+            )
+        return None

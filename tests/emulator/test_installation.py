@@ -93,8 +93,13 @@ def test_a_missing_name_is_named(module):
 
 def test_a_missing_module_is_missing():
     assert importlib.util.find_spec("habana_frameworks.no_such_module") is None
-    with pytest.raises(ModuleNotFoundError, match=r"habana_frameworks\.torch\.no_such_module"):
+    assert importlib.util.find_spec("habana_frameworks.torch.no_such_module") is None
+    message = r"the emulated HPU has no module habana_frameworks\.torch\.no_such_module\. If the G"
+    with pytest.raises(ModuleNotFoundError, match=message) as raised:
         importlib.import_module("habana_frameworks.torch.no_such_module")
+    assert raised.value.name == "habana_frameworks.torch.no_such_module"
+    with pytest.raises(ModuleNotFoundError, match="the emulated HPU has no module"):
+        import habana_frameworks.no_such_module  # noqa: F401
 
 
 def test_importing_makes_the_sdks_module_torch_hpu():
