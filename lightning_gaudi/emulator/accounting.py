@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_gaudi.emulator import events, mixed_devices
 from lightning_gaudi.emulator.ops import OpInfo
+from lightning_gaudi.emulator.strict import is_strict
 from lightning_gaudi.emulator.tensor import HPUTensor, block_of
 
 
@@ -182,8 +183,14 @@ def fall_back(name: str) -> None:
     """The card has no kernel for an op: it flushes, and the op runs on the host.
 
     Raises:
-        RuntimeError: ``PT_HPU_PLACE_ON_CPU=none`` forbids it.
+        RuntimeError: Strict mode or ``PT_HPU_PLACE_ON_CPU=none`` forbids it.
     """
+    if is_strict():
+        raise RuntimeError(
+            f"aten::{name} has no HPU kernel (hpu_ops.tsv), and LIGHTNING_GAUDI_EMULATOR_STRICT=1 "
+            "forbids running it on the CPU. Use another op, or turn strict mode off to allow the "
+            "fallback, which costs a flush and two copies on a card."
+        )
     if os.environ.get("PT_HPU_PLACE_ON_CPU") == "none":
         raise RuntimeError(
             f"aten::{name} has no HPU kernel and PT_HPU_PLACE_ON_CPU=none forbids running it on "

@@ -6,7 +6,6 @@ What would abort, hang or answer wrongly on a card raises `GraphCaptureError` he
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import weakref
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from lightning_gaudi.emulator.errors import GraphCaptureError
 from lightning_gaudi.emulator.marked_inputs import MarkedInputs
 from lightning_gaudi.emulator.memory import Block
 from lightning_gaudi.emulator.streams import Stream
+from lightning_gaudi.emulator.strict import is_strict
 from lightning_gaudi.emulator.tensor import HPUTensor, block_of
 
 
@@ -332,11 +332,6 @@ def is_current_stream_capturing() -> bool:
     is set by ``graph.__enter__``).
     """
     return streams.current_stream().id() in _capturing_streams
-
-
-def is_strict() -> bool:
-    """Whether memory that a card would have freed must show where it is read, at any price."""
-    return os.environ.get("LIGHTNING_GAUDI_EMULATOR_STRICT") == "1"
 
 
 def _poison_unseen(program: Program) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch._ops import OpOverload
 
 from lightning_gaudi.emulator.rng import draws_from_device
+from lightning_gaudi.emulator.strict import is_strict, narrowing
 
 
 class OpKind(Enum):
@@ -191,6 +192,8 @@ class OpInfo:
             for position, argument in enumerate(schema.arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
         )
+        if is_strict():
+            self.call = narrowing(self.call, self.writes)
         ignored = _TABLE.get(self.name, frozenset())
         self.ignored: frozenset[int | str] = frozenset(
             argument.name if argument.kwarg_only else position

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_gaudi.emulator import events
 from lightning_gaudi.emulator.memory import Block
+from lightning_gaudi.emulator.strict import is_strict, narrow
 from lightning_gaudi.emulator.tensor import wrap
 from lightning_gaudi.emulator.transfer import check_index
 
@@ -39,7 +40,11 @@ def _restore(storage: Any, location: str) -> Any:
 def _rebuild_tensor(storage: Any, storage_offset: Any, size: Any, stride: Any) -> Tensor:
     tensor: Tensor = _plain_rebuild(storage, storage_offset, size, stride)  # type: ignore[no-untyped-call]
     block = getattr(getattr(storage, "_untyped_storage", storage), "_hpu_block", None)
-    return tensor if block is None else wrap(tensor, block)
+    if block is None:
+        return tensor
+    if is_strict():
+        narrow(tensor)
+    return wrap(tensor, block)
 
 
 def attach() -> None:
