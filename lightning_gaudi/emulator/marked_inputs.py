@@ -57,10 +57,10 @@ class MarkedInputs:
         for tensor in (*program.tensors(), *self._captured):
             by_storage.setdefault(_storage_of(tensor), []).append(tensor)
         bound: set[Block] = set()
+        num_marks = [self._storages.count(storage) for storage in self._storages]
         for place, (tensor, block) in enumerate(zip(self._captured, self._blocks, strict=True)):
-            if block not in program.blocks:
+            if block is None or len(by_storage[self._storages[place]]) == num_marks[place]:
                 continue
-            assert block is not None
             if block in bound or not _fills_storage(tensor):
                 self._unbound.append(place)
                 continue

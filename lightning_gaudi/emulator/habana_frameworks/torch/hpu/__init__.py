@@ -25,8 +25,12 @@ if is_lazy():
     from habana_frameworks.torch.hpu import graphs
     from habana_frameworks.torch.hpu.graphs import (
         HPUGraph,
+        ModuleCacher,
         graph,
         is_current_stream_capturing,
+        make_graphed_callables,
+        wrap_in_hpu_graph,
+        wrap_in_hpu_graph_func,
     )
 
 __getattr__ = name_missing("habana_frameworks.torch.hpu")
