@@ -146,7 +146,7 @@ def describe(
         else:
             part.append((kind, value))
     for name, value in kwargs.items() if kwargs else ():
-        is_ignored = name in ignored or (name == "value" and info.ignored_unless_one and value != 1)
+        is_ignored = name in ignored or (name in info.ignored_unless_one and value != 1)
         if is_ignored and not isinstance(value, Tensor):
             part.append((name, type(value)))
         else:

@@ -101,8 +101,11 @@ _HOST_POSITIONS = {
     "_pack_padded_sequence_backward": frozenset({2}),
 }
 _FACTORIES = frozenset({"empty_like", "new_empty", "new_empty_strided"})
-# The value of these is a tensor of the recipe, unless it is 1 (HABANA.md, "Lazy mode").
-_VALUE_UNLESS_ONE = frozenset({"addcmul", "addcmul_", "addcdiv", "addcdiv_"})
+# These numbers are tensors of the recipe, unless they are 1 (bridge 1.19.0, hpu_lazy_ops.cpp).
+_UNLESS_ONE = {
+    **dict.fromkeys(("addcmul", "addcmul_", "addcdiv", "addcdiv_"), frozenset({"value"})),
+    **dict.fromkeys(("add", "add_"), frozenset({"alpha"})),
+}
 
 _COMPOSITE_KEYS = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 
@@ -151,7 +154,7 @@ class OpInfo:
         may_alias: Whether its schema lets a result share an input's storage.
         writes: Positions of positional arguments and names of keyword arguments it writes to.
         ignored: Positions and names of numbers whose value is no part of the recipe.
-        ignored_unless_one: Whether keyword ``value`` is ignored unless it is 1.
+        ignored_unless_one: Names of numbers that are ignored unless they are 1.
         has_card_kernel: Whether the card has a kernel; without one it is a CPU fallback.
         host_positions: Positions of arguments that may lie on the host, such as index tensors.
         call: Runs the overload; ``func`` itself is a detour through Python to the same.
@@ -200,7 +203,7 @@ class OpInfo:
             for position, argument in enumerate(schema.arguments)
             if position in ignored or _takes_tensor(argument)
         )
-        self.ignored_unless_one = base in _VALUE_UNLESS_ONE
+        self.ignored_unless_one = _UNLESS_ONE.get(base, frozenset())
         self.has_card_kernel = (
             self.kind is not OpKind.COMPUTE
             or self.may_alias

@@ -117,6 +117,11 @@ VALUES_THAT_DO_NOT_MATTER: dict[str, Callable[[torch.Tensor, float], object]] = 
     "addcmul": lambda t, v: torch.addcmul(t, t, t, value=v),
     "addcdiv": lambda t, v: torch.addcdiv(t, t, t, value=v),
     "addcmul_": lambda t, v: t.addcmul_(t, t, value=v),
+    "add_alpha": lambda t, v: torch.add(t, t, alpha=v),
+    "add_alpha_in_place": lambda t, v: t.add_(t, alpha=v),
+    "sub_alpha": lambda t, v: torch.sub(t, t, alpha=v),
+    "lerp": lambda t, v: torch.lerp(t, t, v),
+    "pow": lambda t, v: t**v,
 }
 
 
@@ -133,7 +138,7 @@ def test_a_scalar_operand_is_no_part_of_the_recipe(name, size):
     assert delta.take() == HIT
 
 
-@pytest.mark.parametrize("name", ["addcmul", "addcdiv", "addcmul_"])
+@pytest.mark.parametrize("name", ["addcmul", "addcdiv", "addcmul_", "add_alpha_in_place"])
 def test_the_value_one_is_another_recipe(name, size):
     run = VALUES_THAT_DO_NOT_MATTER[name]
     tensor = torch.ones(size).to("hpu")
@@ -153,6 +158,10 @@ VALUES_THAT_MATTER: dict[str, Callable[[torch.Tensor, int], object]] = {
     "softmax_dim": lambda t, v: t.softmax(v),
     "roll": lambda t, v: torch.roll(t, v + 1),
     "leaky_relu": lambda t, v: nn.functional.leaky_relu(t, 0.1 * (v + 1)),
+    "clamp": lambda t, v: t.clamp(min=0.1 * (v + 1)),
+    "layer_norm_eps": lambda t, v: nn.functional.layer_norm(t, (2,), eps=1e-5 * (v + 1)),
+    "fill": lambda t, v: t.clone().fill_(0.5 * (v + 1)),
+    "arange": lambda t, v: torch.arange(v, v + 7.0, device="hpu") + 1,
     "keepdim": lambda t, v: t.sum(0, keepdim=bool(v)),
     "view": lambda t, v: t.view(*((t.shape[0], 2) if v else (2, t.shape[0]))) * 1,
 }
