@@ -13,7 +13,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from lightning_gaudi.emulator import accounting, capture, events, poison, streams
+from lightning_gaudi.emulator import accounting, capture, events, lowering, poison, streams
 from lightning_gaudi.emulator.capture import Program
 from lightning_gaudi.emulator.errors import GraphCaptureError
 from lightning_gaudi.emulator.marked_inputs import MarkedInputs
@@ -91,6 +91,9 @@ class HPUGraph:
         capture.current = None
         self._is_capturing = False
         detail = f"{len(program.steps)} ops in {program.num_sub_graphs} sub-graphs"
+        # A forward that has raised will not be replayed; if it is after all, it is compiled then.
+        if program.records is not None and sys.exc_info()[0] is None:
+            detail += lowering.lower(program, is_bound=self._inputs is not None)
         events.emit("capture_end", "capture_end", detail)
         if program.is_dry_run:
             program.end_dry_run()
@@ -224,6 +227,8 @@ class HPUGraph:
             )
         accounting.flush(cause)
         events.emit("replay", cause)
+        if program.records is not None:
+            lowering.lower(program, is_bound=self._inputs is not None)
         program.run()
         for block, flat in self._freed:
             # What no tensor looks at needs no poison, unless something is to be proved by it.

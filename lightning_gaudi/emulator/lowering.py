@@ -10,9 +10,9 @@ place stay what they are, for PyTorch's functionalization to resolve.
 - Private memory (`capture.Program.private`) is computed inside. What somebody outside still holds,
   as far as its `Block` tells, is copied to where it lay; the rest needs no memory any more.
 
-A program that draws random numbers is run op by op, since Inductor would draw others, and so are a
-dry run and whatever Inductor gives up on; a warning says which. What the host read during the
-capture is a constant here as it is there.
+What the host read during the capture is a constant here as it is there. Some programs stay as they
+are, and a warning says why: those that draw random numbers, since Inductor would draw others; with
+a collective; with inputs that each replay gives anew; and whatever Inductor gives up on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lightning_gaudi.emulator import inductor, poison
+from lightning_gaudi.emulator import capture, inductor, poison
 from lightning_gaudi.emulator.capture import Program, Record
 from lightning_gaudi.emulator.memory import Block
 
@@ -33,35 +33,39 @@ _aten = torch.ops.aten
 Key = tuple[Any, ...]
 
 
-def lower(program: Program) -> str:
+def lower(program: Program, *, is_bound: bool = False) -> str:
     """Compile what a capture wrote down, if it can be; otherwise leave it as it is, and warn.
 
+    Args:
+        program: The capture; its `records` are gone afterwards.
+        is_bound: Whether each replay brings inputs of its own (``replayV3``).
+
     Returns:
-        What happened, for the event of the capture.
+        What happened, for the event of the capture: empty, or text that begins with a semicolon.
     """
     records, program.records = program.records, None
-    if not records:
+    if not records or program.broken:
         return ""
     records = list(map(_with_declared_writes, records))
     try:
-        _check(program, records)
+        _check(program, records, is_bound or program.is_dry_run)
         builder = _GraphBuilder(program, records)
         compiled = inductor.compile_graph(builder.graph_module, builder.inputs)
     except inductor.NotCompiledError as error:
         inductor.warn_once(str(error))
-        return f"not compiled: {error}"
+        return f"; not compiled: {error}"
     program.steps = [(compiled.call, tuple(builder.inputs), {})]
     program.blocks &= builder.needed
     for block in [block for block in program.private if block not in builder.needed]:
         del program.private[block]
-    return (
-        f"compiled in {compiled.seconds:.1f} s: {len(records)} ops, {len(builder.inputs)} tensors"
-    )
+    return f"; compiled in {compiled.seconds:.1f} s for {len(builder.inputs)} tensors"
 
 
-def _check(program: Program, records: list[Record]) -> None:
-    if program.is_dry_run:
-        raise inductor.NotCompiledError("a dry run, whose inputs a replay binds anew")
+def _check(program: Program, records: list[Record], is_bound: bool) -> None:
+    if is_bound:
+        raise inductor.NotCompiledError("its inputs are given anew at each replay")
+    if any(call is capture._run_collective for call, _, _ in program.steps):
+        raise inductor.NotCompiledError("a collective, which waits for other processes")
     for record in records:
         if record.is_random and not _has_no_dropout(record):
             raise inductor.NotCompiledError(
