@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_gaudi.emulator import accounting, streams
 from lightning_gaudi.emulator.hpu_graph import HPUGraph, graph
+from lightning_gaudi.emulator.tensor import HPUTensor, unwrap, wrap
 
 Callable_ = Callable[..., Any]
 
@@ -187,6 +188,11 @@ def _capture_backward(
     )
 
 
+def _on_device(grad: Tensor) -> Tensor:
+    """Zeros that autograd made in C++ for an output without a gradient are plain tensors."""
+    return grad if type(grad) is HPUTensor else wrap(unwrap(grad))
+
+
 def _detached(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(None if tensor is None else tensor.detach() for tensor in tensors)
 
@@ -207,7 +213,7 @@ def _copying(each: _Graphed, asynchronous: bool) -> Callable_:
         def backward(ctx: Any, *grads: Tensor) -> Any:
             for static, given in zip(each.grad_outputs, grads, strict=True):
                 if static is not None:
-                    static.copy_(given)
+                    static.copy_(_on_device(given))
             each.backward_graph.replay(asynchronous)
             return _detached(each.grad_inputs)
 
@@ -230,7 +236,7 @@ def _bound(each: _Graphed, asynchronous: bool) -> Callable_:
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, *grads: Tensor) -> Any:
             pairs = [
-                (static, given)
+                (static, _on_device(given))
                 for static, given in zip(each.grad_outputs, grads, strict=True)
                 if static is not None
             ]
