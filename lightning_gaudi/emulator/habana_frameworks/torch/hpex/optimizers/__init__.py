@@ -1,0 +1,9 @@
+"""``habana_frameworks.torch.hpex.optimizers``."""
+
+from habana_frameworks.torch.hpex.optimizers.FusedAdamW import FusedAdamW
+from habana_frameworks.torch.hpex.optimizers.FusedSGD import FusedSGD
+
+from lightning_gaudi.emulator.missing import name_missing
+
+__all__ = ["FusedAdamW", "FusedSGD"]
+__getattr__ = name_missing("habana_frameworks.torch.hpex.optimizers")
