@@ -296,7 +296,14 @@ current: Program | None = None
 def written_tensors(
     info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[HPUTensor]:
-    """The HPU tensors among an op's arguments that it writes to."""
+    """The HPU tensors among an op's arguments that it writes to.
+
+    Schemas of ``c10d`` do not say which those are; there it may be any.
+    """
+    if info.func.namespace == "c10d":
+        given = (*args, *kwargs.values())
+        yield from (tensor for tensor in _leaves(given) if type(tensor) is HPUTensor)
+        return
     for position in info.writes or _SILENT_WRITES.get(info.name, ()):
         target = kwargs.get(position) if isinstance(position, str) else args[position]
         yield from (tensor for tensor in _leaves(target) if type(tensor) is HPUTensor)
