@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 
-from lightning_gaudi.emulator import inductor
+from lightning_gaudi.emulator import inductor, rng
 from lightning_gaudi.emulator.graph_books import Books, device_of
 from lightning_gaudi.emulator.tensor import HPUTensor, block_of, new_block, unwrap, wrap
 
@@ -30,6 +31,7 @@ class CompiledGraph:
         assert isinstance(outputs, (tuple, list))
         self._is_on_device = [device_of(node) == "hpu" for node in outputs]
         self._aliases: list[int | None] | None = None
+        self._is_random = any(_is_random(node) for node in graph_module.graph.nodes)
         _move_to_host(graph_module)
         self._run: Callable[..., Any] = graph_module.forward
         self._graph_module: fx.GraphModule | None = None
@@ -42,7 +44,8 @@ class CompiledGraph:
         plain = [unwrap(value) if isinstance(value, Tensor) else value for value in args]
         if self._graph_module is not None:
             self._lower(self._graph_module, plain)
-        with torch.no_grad(), torch._C._DisableAutocast():
+        drawing = rng.drawing() if self._is_random else nullcontext()
+        with torch.no_grad(), torch._C._DisableAutocast(), drawing:
             outputs = self._run(*plain)
         if self._aliases is None:
             self._aliases = _find_aliases(plain, outputs)
@@ -65,7 +68,7 @@ class CompiledGraph:
         """Compile the graph with Inductor, if it can be, for inputs like these."""
         self._graph_module = None
         try:
-            if any(_is_random(node) for node in graph_module.graph.nodes):
+            if self._is_random:
                 raise inductor.NotCompiledError(
                     "it draws random numbers, which Inductor would draw otherwise"
                 )
@@ -75,8 +78,13 @@ class CompiledGraph:
 
 
 def _is_random(node: fx.Node) -> bool:
-    tags = node.target.tags if isinstance(node.target, OpOverload) else ()
-    return torch.Tag.nondeterministic_seeded in tags
+    """Whether a node draws from the device's generator, or keeps its state for a second forward."""
+    if isinstance(node.target, HigherOrderOperator):
+        return "rng_state" in str(node.target)
+    if not isinstance(node.target, OpOverload) or device_of(node) == "cpu":
+        return False
+    is_attention = any(argument.name == "dropout_p" for argument in node.target._schema.arguments)
+    return torch.Tag.nondeterministic_seeded in node.target.tags and not is_attention
 
 
 def _find_aliases(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[int | None]:

@@ -27,6 +27,7 @@ from lightning_gaudi.emulator.patching import replace
 from lightning_gaudi.emulator.tensor import HPUTensor
 
 _is_taught = False
+_libraries: list[Any] = []  # kernels live as long as their library object
 
 
 def teach_dynamo() -> None:
@@ -40,7 +41,7 @@ def teach_dynamo() -> None:
         return
     import torch._dynamo
     import torch._refs as refs
-    from torch._dynamo import device_interface
+    from torch._dynamo import device_interface, trace_rules
     from torch._dynamo.variables import builder
     from torch._subclasses import fake_impls
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -72,6 +73,14 @@ def teach_dynamo() -> None:
         module.is_noncontiguous_supported = _keeps_strides
     HPUTensor.__coerce_same_metadata_as_tangent__ = _accept_tangent  # type: ignore[attr-defined]
     device_interface.register_interface_for_device("hpu", _make_interface(device_interface))
+    # Ops between two graphs reach our Python code, which is nothing to compile.
+    trace_rules.add("lightning_gaudi.emulator")
+    key: Any = torch._C.DispatchKey
+    if not torch._C._dispatch_has_backend_fallback(key.AutocastPrivateUse1):
+        # Ops that autocast does not list pass it by on every stock device, but not yet on ours.
+        library: Any = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
+        library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        _libraries.append(library)
     _is_taught = True
 
 
