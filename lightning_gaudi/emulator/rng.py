@@ -51,10 +51,14 @@ def draws_from_device(call: Callable[..., Any], schema: Any) -> Callable[..., An
     """
     names = [argument.name for argument in schema.arguments]
     place = names.index("generator") if "generator" in names else len(names)
+    # Attention draws only with dropout, and changing states would cost it 10 us in every layer.
+    chance = names.index("dropout_p") if "dropout_p" in names else -1
 
     def drawing_call(*args: Any, **kwargs: Any) -> Any:
         given = args[place] if place < len(args) else kwargs.get("generator")
-        if given is not None:
+        if given is not None or (
+            chance >= 0 and not (args[chance] if chance < len(args) else kwargs.get("dropout_p"))
+        ):
             return call(*args, **kwargs)
         with drawing():
             return call(*args, **kwargs)
