@@ -54,7 +54,7 @@ def compile_graph(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Compil
     # Its import takes seconds, and few processes get here.
     import torch._inductor as inductor
 
-    _check_compiler()
+    check_compiler()
     start = time.perf_counter()
     try:
         with torch.inference_mode(False), torch.no_grad(), torch._C._DisableAutocast():
@@ -85,7 +85,12 @@ def _stand_in(value: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
 
 
-def _check_compiler() -> None:
+def check_compiler() -> None:
+    """Look for the C++ compiler that Inductor would call.
+
+    Raises:
+        NotCompiledError: There is none.
+    """
     import torch._inductor.config as config
 
     configured = config.cpp.cxx
