@@ -12,7 +12,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check unit format clean
+.PHONY: demo test check unit opinfo bench format clean
 
 # The main job: a real sentence encoder on the emulated HPU.
 demo: $(STAMP)
@@ -28,7 +28,15 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
+
+# Every op of PyTorch with all its samples, on the emulated HPU and on the CPU.
+opinfo: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses 2 -m opinfo tests/emulator/opinfo
+
+# Figures of this machine's CPU, never of a card.
+bench: $(STAMP)
+	LIGHTNING_GAUDI_EMULATOR=1 PT_HPU_LAZY_MODE=1 $(BIN)/python benchmarks/bench_emulator.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
