@@ -122,7 +122,10 @@ def _finish(
         target = kwargs.get(position) if isinstance(position, str) else args[position]
         for tensor in target if isinstance(target, (list, tuple)) else (target,):
             if type(tensor) is HPUTensor:
-                block_of(tensor).writer = graph
+                block = block_of(tensor)
+                block.writer = graph
+                if type(position) is str:  # ``out=``, which the op may have resized
+                    block.resize(tensor.untyped_storage().nbytes())
                 tensor._node = (graph, place)
                 is_compute = True
     graph.ops.append(part)
@@ -181,6 +184,10 @@ def _run_apart(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     mixed_devices.check(info, args, kwargs)
     with _no_dispatch():
         out = info.call(*args, **kwargs)
+    for name in info.writes:
+        target = kwargs.get(name) if isinstance(name, str) else None
+        if type(target) is HPUTensor:
+            block_of(target).resize(target.untyped_storage().nbytes())
     return _wrap_all(out)
 
 
