@@ -27,6 +27,23 @@ _LIKE = (
     "randint_like",
 )
 _FROM_DATA = ("as_tensor", "asarray", "tensor")
+# These take ``out=`` and ``device=``, and C++ compares the two.
+_INTO = (
+    "arange",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "logspace",
+    "normal",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "range",
+    "zeros",
+)
 # These return a tensor that C++ made "on the same device", and so without our type.
 _HELPER_RESULTS = ((torch, "vander"), (torch.linalg, "matrix_rank"))
 
@@ -64,10 +81,28 @@ def _from_data(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
+def _into(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def function(*args: Any, **kwargs: Any) -> Tensor:
+        if type(kwargs.get("out")) is HPUTensor and kwargs.get("device") is not None:
+            if not _is_hpu(kwargs["device"]):
+                raise RuntimeError(
+                    f"device {kwargs['device']} does not match the device of the out parameter "
+                    "(hpu:0)."
+                )
+            kwargs.pop("device")
+        return plain_function(*args, **kwargs)
+
+    return function
+
+
 def _helper_result(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def function(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # C++ forgets to write to ``out`` where it has to do with a subclass.
+        out = kwargs.pop("out") if type(kwargs.get("out")) is HPUTensor else None
         result = plain_function(input, *args, **kwargs)
-        return wrap(result) if type(input) is HPUTensor and type(result) is Tensor else result
+        if type(input) is HPUTensor and type(result) is Tensor:
+            result = wrap(result)
+        return result if out is None else out.resize_(result.shape).copy_(result)
 
     return function
 
@@ -80,5 +115,7 @@ def attach() -> None:
         replace(torch, name, _like(getattr(torch, name)))
     for name in _FROM_DATA:
         replace(torch, name, _from_data(getattr(torch, name)))
+    for name in _INTO:
+        replace(torch, name, _into(getattr(torch, name)))
     for owner, name in _HELPER_RESULTS:
         replace(owner, name, _helper_result(getattr(owner, name)))

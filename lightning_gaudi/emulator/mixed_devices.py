@@ -5,8 +5,9 @@ one dimension or more among the arguments of an op is an error, with three excep
 
 - Arguments that belong on the host, such as index tensors.
 - Helpers. A few of PyTorch's composites make themselves a tensor "on the same device", which
-  arrives here without our type. They are listed by the op that such a helper reaches; and to tell
-  it from a tensor of the user's: nothing in Python refers to a helper but the call itself.
+  arrives here without our type: an operand, which is listed by the op that it reaches, or what an
+  op is to write to beside the user's ``out=``. To tell it from a tensor of the user's: nothing in
+  Python refers to a helper but the call itself.
 - The backward pass, whose formulas make many helpers, and which began with a checked forward.
 """
 
@@ -30,6 +31,7 @@ _no_dispatch = torch._C._DisableTorchDispatch
 # Where helpers arrive; found by running PyTorch's whole table of op samples on the device.
 _HELPER_POSITIONS = {
     "add.Tensor": {1},  # scaled_dot_product_attention(is_causal=True): its mask
+    "div.Tensor": {1},  # istft: its window, squared
     "eq.Tensor": {1},  # one_hot: its classes
     "masked_fill.Scalar": {0},  # quantile: its ranks
     "masked_select": {1},  # combinations: its mask
@@ -52,7 +54,11 @@ def check(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if position in _HELPER_POSITIONS.get(info.name, ()) and _is_helper(args, position):
             continue
         _refuse()
-    if any(_has_host_tensor(value) for value in kwargs.values()):
+    for name in kwargs:
+        if not _has_host_tensor(kwargs[name]):
+            continue
+        if name in info.writes and _is_helper(kwargs, name):
+            continue
         _refuse()
 
 
@@ -73,10 +79,10 @@ def _has_host_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def _is_helper(args: tuple[Any, ...], position: int) -> bool:
-    """Whether nobody but the call refers to an argument.
+def _is_helper(args: Any, position: Any) -> bool:
+    """Whether nobody but the call refers to an argument: ``args[position]``, of a tuple or a dict.
 
-    The count is of the reference that the tuple holds; no local name may add one here.
+    The count is of the reference that the container holds; no local name may add one here.
     """
     references = sys.getrefcount(args[position])
     if references <= _helper_references():
@@ -85,7 +91,7 @@ def _is_helper(args: tuple[Any, ...], position: int) -> bool:
     return references - _references_of_modes(args, position) <= _helper_references()
 
 
-def _references_of_modes(args: tuple[Any, ...], position: int) -> int:
+def _references_of_modes(args: Any, position: Any) -> int:
     """References to an argument from the frames of the dispatch modes that passed it on."""
     held: dict[int, int] = {}
     num_direct = 0

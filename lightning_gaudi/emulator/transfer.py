@@ -15,6 +15,9 @@ from lightning_gaudi.emulator.dispatch import to_host
 from lightning_gaudi.emulator.tensor import HPUTensor
 
 _plain_to = Tensor.to
+_SPARSE_LAYOUTS = frozenset(
+    {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+)
 
 
 class _ToHost(torch.autograd.Function):
@@ -42,7 +45,8 @@ class _ToDevice(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         if type(grad) is HPUTensor:
             grad = to_host(grad)
-        return _plain_to(grad, dtype=ctx.dtype), None
+        # A tensor that only stands for one on the HPU, while a graph is traced, moves here.
+        return _plain_to(grad, device=torch.device("cpu"), dtype=ctx.dtype), None
 
 
 def check_index(device: torch.device) -> None:
@@ -90,6 +94,11 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         device, options = _parse(args, kwargs)
         assert device is not None
         check_index(device)
+        if self.layout in _SPARSE_LAYOUTS:
+            raise NotImplementedError(
+                f"the emulated HPU holds dense tensors only, but this one is {self.layout}. Call "
+                "to_dense() first."
+            )
         options.pop("copy", None)  # between devices a move is always a copy
         if self.requires_grad and torch.is_grad_enabled():
             return _ToDevice.apply(self, options)  # type: ignore[no-any-return, no-untyped-call]

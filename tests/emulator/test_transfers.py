@@ -198,3 +198,13 @@ def test_type_as_changes_the_device_too():
     back = on_hpu.type_as(on_cpu)
     assert (type(back), back.dtype) == (torch.Tensor, torch.float64)
     assert on_cpu.type_as(torch.ones(1)).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta")
+@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_tensors_are_refused(convert):
+    message = r"holds dense tensors only, but this one is torch\.sparse_\w+\. Call to_dense\(\)"
+    with pytest.raises(NotImplementedError, match=message):
+        convert(HOST).to("hpu")
+    with pytest.raises(NotImplementedError, match=message):
+        convert(HOST.to("hpu"))
