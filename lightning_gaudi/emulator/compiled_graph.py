@@ -68,6 +68,8 @@ class CompiledGraph:
         """Compile the graph with Inductor, if it can be, for inputs like these."""
         self._graph_module = None
         try:
+            if not all(isinstance(value, Tensor) for value in inputs):
+                raise inductor.NotCompiledError("its shapes are dynamic")
             if self._is_random:
                 raise inductor.NotCompiledError(
                     "it draws random numbers, which Inductor would draw otherwise"

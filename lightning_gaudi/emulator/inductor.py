@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import _disable_current_modes
 
 _warned: set[str] = set()
 
@@ -57,7 +58,14 @@ def compile_graph(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Compil
     check_compiler()
     start = time.perf_counter()
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch._C._DisableAutocast():
+        # A dispatch mode of the caller's, such as one that AOTAutograd checks a first run with,
+        # has nothing to see here, and tracing under it fails.
+        with (
+            _disable_current_modes(),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch._C._DisableAutocast(),
+        ):
             fresh = [_stand_in(value) for value in inputs]
             # The inputs are the ones that are compiled for, so that nothing need be checked.
             call = inductor.compile(graph_module, fresh, options={"size_asserts": False})

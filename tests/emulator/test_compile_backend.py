@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lightning_gaudi.emulator import accounting, mode, record
+from lightning_gaudi.emulator import accounting, inductor, mode, record
 from lightning_gaudi.emulator.compile_backend import hpu_backend
 from lightning_gaudi.emulator.tensor import HPUTensor
 
@@ -25,6 +26,7 @@ def _eager_mode(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+    os.environ.pop("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", None)  # Inductor's way to its loader
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -307,6 +309,25 @@ def test_options_of_the_sdk_are_taken_and_others_refused(monkeypatch):
     monkeypatch.setenv("PT_HPU_COMPILE_VERBOSE", "perhaps")
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="VERBOSE must be 0 or 1"):
         compiled(function, options={})(x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_through_inductor_against_eager(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_GAUDI_EMULATOR_COMPILE", "1")
+    monkeypatch.setattr(inductor, "_warned", set())
+    # No bias before batch norm: its gradient would be rounding alone, which AdamW blows up.
+    layers = nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 2)
+    model = nn.Sequential(*layers).to("hpu")
+    x = torch.randn(6, 4).to("hpu")
+    assert_trains_alike(model, lambda module: module(x), 1e-5)
+    with pytest.warns(UserWarning, match="op by op instead: it draws random numbers"):
+        result = compiled(lambda x: functional.dropout(x, 0.5))(torch.ones(64).to("hpu"))
+    assert set(result.tolist()) == {0.0, 2.0}
+    calls = compiled(lambda x: x * 3, dynamic=True)
+    with pytest.warns(UserWarning, match="op by op instead: its shapes are dynamic"):
+        calls(x)
+    assert_same(calls(x[:3]), x[:3] * 3)
 
 
 def test_lazy_mode_is_refused(monkeypatch):
