@@ -224,6 +224,15 @@ def test_random_ops_draw_anew_as_eager_would(draw):
     assert not torch.equal(first, second)
 
 
+def test_random_ops_leave_the_hosts_generator_alone():
+    chances = torch.full((64,), 0.5, device="hpu")
+    captured, _ = capture(lambda: torch.bernoulli(chances))
+    before, device_before = torch.get_rng_state(), torch.hpu.get_rng_state()
+    captured.replay()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(torch.hpu.get_rng_state(), device_before)
+
+
 def test_replays_run_in_any_order_over_shared_weights():
     weight = torch.ones(2, device="hpu")
     static_a, static_b = torch.ones(2, device="hpu"), torch.ones(2, device="hpu")

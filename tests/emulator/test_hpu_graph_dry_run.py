@@ -37,6 +37,9 @@ def test_results_have_shape_and_dtype_and_no_value_until_a_replay():
 def test_memory_from_before_is_put_back():
     norm = nn.BatchNorm1d(3).to("hpu")
     cache, counter = torch.zeros(4, 3, device="hpu"), torch.tensor([7], device="hpu")
+    filled, from_host = torch.zeros(3, device="hpu"), torch.zeros(3, device="hpu")
+    masked, without_block = torch.zeros(2, device="hpu"), torch.zeros(2, device="hpu")
+    without_block._block = None  # as for a tensor that C++ has built
     state = {name: tensor.cpu() for name, tensor in norm.state_dict().items()}
     captured = HPUGraph()
     with torch.no_grad(), graph(captured, dry_run=True):
@@ -45,17 +48,22 @@ def test_memory_from_before_is_put_back():
         cache[0].fill_(1.0)
         counter += 1
         torch.add(counter, 1, out=counter)
-        cache[3].copy_(torch.ones(3))  # from the host
+        filled.fill_(1.0)
+        from_host.copy_(torch.ones(3))
         torch._foreach_add_([cache, counter], 1)
-        cache[cache > 0] = torch.tensor([4.0], device="hpu").expand(1)
+        masked[masked == 0] = torch.tensor([4.0, 5.0], device="hpu")
+        without_block.add_(1)
     assert cache.tolist() == [[0.0] * 3] * 4
     assert counter.tolist() == [7]
+    assert filled.tolist() == from_host.tolist() == [0.0] * 3
+    assert masked.tolist() == without_block.tolist() == [0.0] * 2
     for name, tensor in norm.state_dict().items():
         assert torch.equal(tensor.cpu(), state[name])
     captured.replay()
     assert counter.tolist() == [10]
     assert norm.num_batches_tracked.item() == 1
-    assert cache[3].tolist() != [0.0] * 3
+    assert filled.tolist() == from_host.tolist() == [1.0] * 3
+    assert without_block.tolist() == [1.0] * 2
 
 
 def test_the_random_generators_are_put_back():

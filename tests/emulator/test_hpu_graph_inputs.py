@@ -117,6 +117,23 @@ def test_what_lies_between_is_freed_and_shows_it():
     assert result.tolist() == [-2.0, -2.0]
 
 
+def test_it_shows_at_once():
+    captured, x = HPUGraph(), torch.ones(2, device="hpu")
+    with torch.no_grad(), graph(captured):
+        between = x * 2
+        result = between + 1
+    captured.mark_user_outputs([result])
+    assert torch.isnan(between.cpu()).all()
+    assert result.tolist() == [3.0, 3.0]
+
+
+def test_a_graph_lets_go_of_what_it_was_given():
+    captured, _ = capture_bound(lambda x: x * 2, hpu(3))
+    captured.replayV3([hpu(3)])
+    (held,) = captured._inputs._captured
+    assert held.untyped_storage().nbytes() == 0
+
+
 def test_a_view_of_a_result_keeps_its_memory():
     whole: list[Tensor] = []
 
