@@ -280,3 +280,40 @@ def test_scripting_still_knows_the_functions_that_are_wrapped():
 
 def _scripted(x: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(x) + x + torch.tensor(3.0)
+
+
+def test_the_device_modules_further_questions(monkeypatch):
+    hpu = torch.hpu
+    assert hpu.get_arch_list() == [hpu.get_device_name("hpu:0")] == ["GAUDI2"]
+    assert hpu.get_gencode_flags() == ""
+    assert hpu.is_bf16_supported() is True
+    monkeypatch.setenv("LIGHTNING_GAUDI_EMULATOR_DEVICES", "2")
+    assert hpu.can_device_access_peer(0, 1) is True
+    with pytest.raises(AssertionError, match="Both the ids are same"):
+        hpu.can_device_access_peer(1, 1)
+    with pytest.raises(AssertionError, match="Invalid device id"):
+        hpu.can_device_access_peer(0, 2)
+    with hpu.device_of(torch.ones(1, device="hpu")), hpu.device_of(torch.ones(1)):
+        assert hpu.current_device() == 0
+    monkeypatch.undo()
+
+
+def test_which_card_and_where():
+    from habana_frameworks.torch.utils import experimental
+
+    assert experimental._get_device_type() == experimental.synDeviceType.synDeviceGaudi2
+    assert experimental._get_device_type().value == 4
+    tensor = torch.ones(3, device="hpu")
+    assert experimental._data_ptr(tensor[1:]) == experimental._data_ptr(tensor) + 4
+    assert experimental._compute_stream() == torch.hpu.current_stream().hpu_stream
+    with pytest.raises(RuntimeError, match="the tensor is on the host"):
+        experimental._data_ptr(torch.ones(1))
+
+
+def test_the_accelerator_is_the_whole_of_pytorchs():
+    accelerator = torch.accelerator
+    assert accelerator.is_available()
+    assert accelerator.current_accelerator(check_available=True) == torch.device("hpu")
+    assert accelerator.device_count() == torch.hpu.device_count() == 1
+    accelerator.set_device_index(0)
+    assert accelerator.current_stream() == torch.hpu.current_stream()

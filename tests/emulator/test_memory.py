@@ -191,3 +191,63 @@ def test_failed_ops_leave_nothing(used):
     with pytest.raises(RuntimeError):
         kib() @ torch.ones(3, device="hpu")
     assert used() == 0
+
+
+def test_the_summary_has_the_figures(used):
+    tensor = kib()
+    stats = torch.hpu.memory_stats()
+    lines = torch.hpu.memory_summary().splitlines()
+    assert lines[0] == "|" + "=" * 52 + "|"
+    assert "PyTorch HPU memory summary, device ID 0" in lines[1]
+    found = dict(line.replace(" ", "").split("(")[0].split(":") for line in lines[3:])
+    assert list(found) == [
+        "Limit",
+        "InUse",
+        "MaxInUse",
+        "NumAllocs",
+        "NumFrees",
+        "MaxAllocSize",
+        "ActiveAllocs",
+    ]
+    assert {name: int(value) for name, value in found.items()} == {
+        name: stats[name] for name in found
+    }
+    assert lines[3].endswith("(96.00 GB)")
+    del tensor
+
+
+def test_old_names_warn_and_answer():
+    for old, new in (("memory_cached", "memory_reserved"), ("max_memory_cached", "max_memory_res")):
+        with pytest.warns(
+            FutureWarning, match=f"torch.hpu.{old} has been renamed to torch.hpu.{new}"
+        ):
+            assert getattr(torch.hpu, old)() == torch.hpu.memory_reserved()
+
+
+@pytest.mark.parametrize("name", ["memory_allocated", "memory_stats", "reset_peak_memory_stats"])
+def test_a_device_that_is_asked_for(name):
+    function = getattr(torch.hpu, name)
+    for device in (None, 0, "hpu", "hpu:0", torch.device("hpu", 0)):
+        function(device)
+    with pytest.raises(AssertionError, match="Invalid device id"):
+        function(5)
+    with pytest.raises(AssertionError, match="Invalid device id"):
+        function("hpu:3")
+    with pytest.raises(ValueError, match="Expected a hpu device, but got: cpu"):
+        function("cpu")
+
+
+def test_pytorchs_own_names_give_the_same_figures(used):
+    tensor = kib()
+    stats, accelerator = torch.hpu.memory_stats(), torch.accelerator
+    found = accelerator.memory_stats()
+    assert found["allocated_bytes.all.current"] == stats["InUse"]
+    assert found["allocated_bytes.all.peak"] == stats["MaxInUse"]
+    assert found["num_device_alloc"] - found["num_device_free"] == stats["ActiveAllocs"]
+    assert accelerator.memory_allocated() == torch.hpu.memory_usage() == stats["InUse"]
+    assert accelerator.max_memory_allocated(0) == stats["MaxInUse"]
+    assert accelerator.get_memory_info() == torch.hpu.mem_get_info()
+    accelerator.reset_peak_memory_stats()
+    accelerator.empty_host_cache()
+    assert accelerator.max_memory_allocated() == stats["InUse"]
+    del tensor
