@@ -44,8 +44,6 @@ _INTO = (
     "range",
     "zeros",
 )
-# These return a tensor that C++ made "on the same device", and so without our type.
-_HELPER_RESULTS = ((torch, "vander"), (torch.linalg, "matrix_rank"))
 
 
 def _is_hpu(device: Any) -> bool:
@@ -95,9 +93,10 @@ def _into(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
-def _helper_result(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _matrix_rank(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def function(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # C++ forgets to write to ``out`` where it has to do with a subclass.
+        # C++ makes the result "on the same device", and so without our type; and it forgets to
+        # write to ``out`` where it has to do with a subclass.
         out = kwargs.pop("out") if type(kwargs.get("out")) is HPUTensor else None
         result = plain_function(input, *args, **kwargs)
         if type(input) is HPUTensor and type(result) is Tensor:
@@ -117,5 +116,4 @@ def attach() -> None:
         replace(torch, name, _from_data(getattr(torch, name)))
     for name in _INTO:
         replace(torch, name, _into(getattr(torch, name)))
-    for owner, name in _HELPER_RESULTS:
-        replace(owner, name, _helper_result(getattr(owner, name)))
+    replace(torch.linalg, "matrix_rank", _matrix_rank(torch.linalg.matrix_rank))

@@ -60,6 +60,7 @@ def install() -> None:
     from lightning_gaudi.emulator import (
         accelerator_module,
         autocast,
+        composites,
         device_module,
         factories,
         functions,
@@ -83,6 +84,7 @@ def install() -> None:
         transfer,
         methods,
         functions,
+        composites,
         gradients,
         swapping,
         autocast,

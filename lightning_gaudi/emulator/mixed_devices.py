@@ -36,6 +36,7 @@ _HELPER_POSITIONS = {
     "masked_fill.Scalar": {0},  # quantile: its ranks
     "masked_select": {1},  # combinations: its mask
     "maximum": {0},  # linalg.matrix_rank: its tolerance
+    "mkldnn_rnn_layer": {3, 4},  # an LSTM without biases: its zeros
     "mul.Tensor": {0, 1},  # linalg.matrix_rank: its tolerance; istft: its window
 }
 

@@ -91,7 +91,7 @@ _DATA_DEPENDENT = frozenset(
         "nms",
     }
 )
-# Indices may lie on the host for any device; lengths of packed sequences must.
+# Indices and CTC's lengths may lie on the host for any device; packed sequences' lengths must.
 _HOST_POSITIONS = {
     "index": frozenset({1}),
     "index_put": frozenset({1}),
@@ -99,6 +99,7 @@ _HOST_POSITIONS = {
     "_index_put_impl_": frozenset({1}),
     "_pack_padded_sequence": frozenset({1}),
     "_pack_padded_sequence_backward": frozenset({2}),
+    "_ctc_loss": frozenset({2, 3}),
 }
 _FACTORIES = frozenset({"empty_like", "new_empty", "new_empty_strided"})
 # These numbers are tensors of the recipe, unless they are 1 (bridge 1.19.0, hpu_lazy_ops.cpp).
