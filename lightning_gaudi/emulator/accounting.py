@@ -15,6 +15,7 @@ In eager mode every op is a graph of its own.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -76,6 +77,24 @@ fallbacks: dict[str, int] = {}
 
 pending = LazyGraph()
 """The graph that the next op joins."""
+
+
+@lru_cache(maxsize=1)
+def max_ops() -> int | None:
+    """The number of ops at which the bridge flushes by itself; None where it waits for a flush.
+
+    Raises:
+        ValueError: ``PT_HPU_MAX_COMPOUND_OP_SIZE`` is no whole number of 1 or more.
+    """
+    value = os.environ.get("PT_HPU_MAX_COMPOUND_OP_SIZE", "")
+    if not value:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(
+            "PT_HPU_MAX_COMPOUND_OP_SIZE must be a whole number of ops, 1 or more, but it is "
+            f"{value!r}."
+        )
+    return int(value)
 
 
 def flush(cause: str) -> None:

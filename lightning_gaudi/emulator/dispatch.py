@@ -49,8 +49,24 @@ def _enter(func: OpOverload) -> tuple[OpInfo, Handler]:
             handler = _run_on_host
         else:
             handler = _run_simple if info.is_simple else _run
+    if accounting.max_ops() is not None:
+        handler = _limited(handler)
     entry = _entries[id(func)] = (info, handler)
     return entry
+
+
+def _limited(handler: Handler) -> Handler:
+    """Flush where a graph has as many ops as it may (``PT_HPU_MAX_COMPOUND_OP_SIZE``)."""
+    limit = accounting.max_ops()
+    assert limit is not None
+
+    def handle(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = handler(info, args, kwargs)
+        if len(accounting.pending.ops) >= limit:
+            accounting.flush("max_compound_op_size")
+        return out
+
+    return handle
 
 
 def _run_simple(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

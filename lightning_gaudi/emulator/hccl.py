@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -83,7 +84,26 @@ def _choose_card(world_size: int, local_rank: int) -> None:
 
 
 def _make_backend(store: Any, rank: int, size: int, timeout: timedelta) -> object:
+    _check_cards(store, rank, size)
     return dist.ProcessGroupGloo(store, rank, size, timeout)
+
+
+def _check_cards(store: Any, rank: int, size: int) -> None:
+    """Refuse a group in which two processes of a machine were given one card (CARD.md 10).
+
+    Raises:
+        RuntimeError: They were; the bridge keeps a module id that is set, inherited ones too.
+    """
+    mine = f"{socket.gethostname()}:{os.environ.get(HLS_MODULE_ID, f'any free one for {rank}')}"
+    store.set(f"card/{rank}", mine)
+    for other in range(size):
+        if other != rank and store.get(f"card/{other}").decode() == mine:
+            raise RuntimeError(
+                f"ranks {min(rank, other)} and {max(rank, other)} have the same card: "
+                f"{HLS_MODULE_ID}={os.environ[HLS_MODULE_ID]} in both. On a Gaudi machine the "
+                "second cannot open it. Unset the variable before you start the processes, or set it to "
+                "the local rank in each."
+            )
 
 
 def _refused_name(op: Any) -> str:
@@ -102,8 +122,8 @@ def _reducing(plain_function: Callable[..., Any]) -> Callable[..., Any]:
             groups = [value for value in given if isinstance(value, dist.ProcessGroup)]
             if dist.get_backend(groups[0] if groups else None) == "hccl":
                 raise RuntimeError(
-                    f"hccl has no ReduceOp.{refused}: it reduces with SUM, PRODUCT, MIN and MAX. For "
-                    "a mean, reduce with SUM and divide by the number of processes."
+                    f"hccl has no ReduceOp.{refused}: it reduces with SUM, PRODUCT, MIN and MAX. "
+                    "For a mean, reduce with SUM and divide by the number of processes."
                 )
         return plain_function(*args, **kwargs)
 

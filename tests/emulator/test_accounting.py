@@ -359,3 +359,28 @@ def test_a_collective_flushes_what_is_pending(run_python):
         "[('flush', 'collective'), ('compile', 'collective')] [2.0, 2.0, 2.0] [2.0, 2.0, 2.0]",
         "HPUTensor hpu:0",
     ]
+
+
+def test_the_bridges_own_limit_on_a_graph(run_python):
+    code = """
+        import torch
+        import habana_frameworks.torch.core as htcore
+        from lightning_gaudi import emulator
+        x = torch.ones(3).to("hpu")
+        with emulator.record() as events:
+            for _ in range(8):
+                x = x * 2
+            print([event.cause for event in events if event.kind == "flush"], x.tolist())
+    """
+    output = run_python(code, PT_HPU_MAX_COMPOUND_OP_SIZE="3").stdout
+    limit, values = "max_compound_op_size", [256.0] * 3
+    assert output == f"{[limit, limit]} {values}\n"
+    assert run_python(code, PT_HPU_MAX_COMPOUND_OP_SIZE=None).stdout == f"[] {values}\n"
+
+
+def test_a_wrong_limit_on_a_graph(run_python):
+    result = run_python(
+        "import torch; torch.ones(1).to('hpu')", check=False, PT_HPU_MAX_COMPOUND_OP_SIZE="many"
+    )
+    assert "PT_HPU_MAX_COMPOUND_OP_SIZE must be a whole number of ops" in result.stderr
+    assert "it is 'many'" in result.stderr

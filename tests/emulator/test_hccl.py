@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -135,3 +136,43 @@ def test_registering_again_does_nothing():
     reduce = dist.all_reduce
     hccl.register()
     assert dist.all_reduce is reduce
+
+
+def test_two_processes_on_one_card_are_refused(variables):
+    """CARD.md 10: an inherited ``HLS_MODULE_ID`` would give every rank the same card."""
+    store = dist.HashStore()
+    store.set("card/1", f"{socket.gethostname()}:5")
+    variables["HLS_MODULE_ID"] = "5"
+    with pytest.raises(RuntimeError, match=r"ranks 0 and 1 have the same card: HLS_MODULE_ID=5 in"):
+        hccl._check_cards(store, 0, 2)
+    variables["HLS_MODULE_ID"] = "4"
+    hccl._check_cards(store, 0, 2)
+    store.set("card/1", "another machine:4")
+    hccl._check_cards(store, 0, 2)
+    del variables["HLS_MODULE_ID"]
+    hccl._check_cards(store, 0, 2)
+
+
+@pytest.mark.slow
+def test_a_group_of_two_says_so_in_both(run_python):
+    code = """
+        import os, sys
+        import torch.distributed as dist
+        import habana_frameworks.torch.distributed.hccl
+        from torch import multiprocessing
+
+        def work(rank, port):
+            store = dist.TCPStore("localhost", port, 2)
+            try:
+                dist.init_process_group("hccl", store=store, rank=rank, world_size=2)
+                dist.barrier()
+            except RuntimeError as error:
+                print(error, flush=True)
+
+        if __name__ == "__main__":
+            store = dist.TCPStore("localhost", 0, 2, is_master=True, wait_for_workers=False)
+            multiprocessing.spawn(work, (store.port,), nprocs=2)
+    """
+    output = run_python(code, HLS_MODULE_ID="0").stdout.splitlines()
+    assert len(output) == 2, output
+    assert all("ranks 0 and 1 have the same card" in line for line in output), output
