@@ -173,6 +173,5 @@ def test_a_group_of_two_says_so_in_both(run_python):
             store = dist.TCPStore("localhost", 0, 2, is_master=True, wait_for_workers=False)
             multiprocessing.spawn(work, (store.port,), nprocs=2)
     """
-    output = run_python(code, HLS_MODULE_ID="0").stdout.splitlines()
-    assert len(output) == 2, output
-    assert all("ranks 0 and 1 have the same card" in line for line in output), output
+    output = run_python(code, HLS_MODULE_ID="0").stdout  # lines of two processes may run together
+    assert output.count("ranks 0 and 1 have the same card") == 2, output
