@@ -272,6 +272,8 @@ class HPUGraph:
             return
         if capture.current is self._program:
             capture.current = None
+            if self._program.is_dry_run:
+                self._program.end_dry_run()
             return
         capture.current.broken = (
             "an HPUGraph was destroyed during the capture, by hand or by the garbage collector, "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
-from habana_frameworks.torch.hpu import HPUGraph, graph
+from habana_frameworks.torch.hpu import HPUGraph, graph, wrap_in_hpu_graph_func
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -103,6 +105,21 @@ def test_an_exception_in_a_dry_run_puts_memory_back_too():
 
     with pytest.raises(KeyError, match="mine"), graph(HPUGraph(), dry_run=True):
         forward()
+    assert cache.tolist() == [0.0] * 3
+
+
+def test_a_dry_run_whose_graph_dies_puts_memory_back_too():
+    cache = torch.zeros(3, device="hpu")
+
+    def forward(x: Tensor) -> Tensor:
+        cache.add_(x)
+        raise KeyError("mine")
+
+    wrapped = wrap_in_hpu_graph_func(forward, disable_tensor_cache=True)
+    with torch.no_grad(), pytest.raises(KeyError, match="mine") as caught:
+        wrapped(torch.ones(3, device="hpu"))
+    del caught  # its traceback holds the graph
+    gc.collect()
     assert cache.tolist() == [0.0] * 3
 
 
