@@ -1,5 +1,6 @@
 """``habana_frameworks.torch.hpu.random``."""
 
+from lightning_gaudi.emulator.missing import name_missing
 from lightning_gaudi.emulator.rng import (
     get_rng_state,
     get_rng_state_all,
@@ -11,7 +12,6 @@ from lightning_gaudi.emulator.rng import (
     set_rng_state,
     set_rng_state_all,
 )
-from lightning_gaudi.emulator.missing import name_missing
 
 __all__ = [
     "get_rng_state",
