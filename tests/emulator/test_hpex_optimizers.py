@@ -8,7 +8,7 @@ import math
 import habana_frameworks.torch.core as htcore
 import pytest
 import torch
-from habana_frameworks.torch.hpex.optimizers import FusedAdamW, FusedSGD
+from habana_frameworks.torch.hpex.optimizers import FusedAdamW, FusedLamb, FusedSGD
 from habana_frameworks.torch.hpu.metrics import metric_localcontext
 from torch import nn
 
@@ -194,12 +194,13 @@ def test_a_closure_computes_the_loss():
     assert optimizer.step() is None
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "momentum"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "momentum", "lamb"])
 def test_no_compilations_after_the_third_step_of_a_schedule(name):
     module = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).to("hpu")
     optimizer = {
         "adamw": lambda: FusedAdamW(module.parameters(), lr=0.1, weight_decay=0.01),
         "sgd": lambda: FusedSGD(module.parameters(), lr=0.1, weight_decay=0.01),
+        "lamb": lambda: FusedLamb(module.parameters(), lr=0.1),
         "momentum": lambda: FusedSGD(module.parameters(), lr=0.1, momentum=0.9, nesterov=True),
     }[name]()
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
@@ -280,3 +281,67 @@ def test_sgd_against_torch(momentum, nesterov, weight_decay):
 def test_what_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make(parameters("hpu"))
+
+
+def reference_lamb(params, states, step, options, use_lamb):
+    """The formula in float64."""
+    beta1, beta2 = 0.9, 0.999
+    gradients = {p: p.grad.double() for p in params if p.grad is not None}
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    for p, g in gradients.items():
+        if options["max_grad_norm"] is not None:
+            g = g / max(1.0, float(norm) / options["max_grad_norm"])
+        state = states.setdefault(p, {})
+        beta3 = 1 - beta1 if options["grad_averaging"] else 1.0
+        state["m"] = beta1 * state.get("m", 0) + beta3 * g
+        state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * g * g
+        corrections = (1 - beta1**step, 1 - beta2**step) if options["bias_correction"] else (1, 1)
+        change = (state["m"] / corrections[0]) / ((state["v"] / corrections[1]).sqrt() + 1e-6)
+        w = p.detach().double()
+        change = change + options["weight_decay"] * w
+        if (options["weight_decay"] or use_lamb) and w.norm() > 0 and change.norm() > 0:
+            change = change * w.norm() / change.norm()
+        p.data = (w - 0.1 * change).to(p.dtype)
+
+
+@pytest.mark.parametrize("use_lamb", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5, 100.0])
+@pytest.mark.parametrize("plain", [True, False])
+def test_lamb_against_the_formula(use_lamb, weight_decay, max_grad_norm, plain):
+    options = {
+        "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm,
+        "bias_correction": not plain,
+        "grad_averaging": not plain,
+    }
+    ours, reference = parameters("hpu"), parameters("cpu")
+    with torch.no_grad():  # a parameter without a norm is not scaled by it
+        ours[1].zero_()
+        reference[1].zero_()
+    optimizer = FusedLamb(ours, lr=0.1, use_lamb=use_lamb, **options)
+    states: dict = {}
+    for step in range(1, 5):
+        give_gradients(ours, step)
+        give_gradients(reference, step)
+        if step == 3:
+            ours[2].grad = reference[2].grad = None
+        optimizer.step()
+        reference_lamb(reference, states, step, options, use_lamb)
+    for p, expected in zip(ours, reference, strict=True):
+        torch.testing.assert_close(p.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lamb_forgets_gradients_as_it_was_told():
+    (p, *_) = parameters("hpu")
+    for set_grad_none, expected in ((True, None), (False, 0.0)):
+        p.grad = torch.ones_like(p)
+        optimizer = FusedLamb([p], set_grad_none=set_grad_none)
+        optimizer.zero_grad()
+        assert p.grad is None if expected is None else p.grad.sum().item() == expected
+    p.grad = None
+    before = p.tolist()
+    optimizer.step()
+    assert p.tolist() == before
+    with pytest.raises(RuntimeError, match="does not support the AMSGrad variant"):
+        FusedLamb([p], amsgrad=True)
