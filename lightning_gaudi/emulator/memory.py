@@ -74,23 +74,20 @@ def is_used() -> bool:
 def memory_stats() -> dict[str, int]:
     """The statistics under the names that ``habana_frameworks.torch.hpu.memory_stats`` uses."""
     s = _statistics
+    active = s.num_allocs - s.num_frees
     return {
         "Limit": CAPACITY_BYTES,
         "InUse": s.in_use,
         "MaxInUse": s.peak,
         "NumAllocs": s.num_allocs,
         "NumFrees": s.num_frees,
-        "ActiveAllocs": s.num_allocs - s.num_frees,
+        "ActiveAllocs": active,
         "MaxAllocSize": s.largest,
-        "TotalSystemAllocs": s.num_allocs,
-        "TotalSystemFrees": s.num_frees,
-        "TotalActiveAllocs": s.num_allocs - s.num_frees,
+        # The system's counts go on from the process's start, whatever was reset.
+        "TotalSystemAllocs": s.births,
+        "TotalSystemFrees": s.births - active,
+        "TotalActiveAllocs": active,
     }
-
-
-def num_births() -> int:
-    """How many blocks the process has made so far; never reset."""
-    return _statistics.births
 
 
 def reset_peak() -> None:

@@ -184,6 +184,9 @@ def test_the_statistics_have_the_sdks_names(used):
     assert after["NumFrees"] == 0
     assert after["ActiveAllocs"] == stats["ActiveAllocs"]
     assert after["InUse"] == stats["InUse"]
+    for name in ("TotalSystemAllocs", "TotalSystemFrees", "TotalActiveAllocs"):
+        assert after[name] == stats[name]
+    assert stats["TotalActiveAllocs"] == stats["ActiveAllocs"]
     del tensor
 
 
