@@ -90,6 +90,11 @@ def memory_stats() -> dict[str, int]:
     }
 
 
+def num_births() -> int:
+    """How many blocks the process has made so far, never reset: what `Block.birth` is told by."""
+    return _statistics.births
+
+
 def reset_peak() -> None:
     """Make the present use the peak."""
     _statistics.peak = _statistics.in_use
