@@ -46,7 +46,6 @@ def lower(program: Program, *, is_bound: bool = False) -> str:
     records, program.records = program.records, None
     if not records or program.broken:
         return ""
-    records = list(map(_with_declared_writes, records))
     try:
         _check(program, records, is_bound or program.is_dry_run)
         builder = _GraphBuilder(program, records)
@@ -249,10 +248,3 @@ def _written_tensors(record: Record) -> Iterator[Tensor]:
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = record.args[position] if position < len(record.args) else None
             yield from _leaves(record.kwargs.get(argument.name, given))
-
-
-def _with_declared_writes(record: Record) -> Record:
-    """Batch norm under the name whose schema says that it writes to the running statistics."""
-    if record.func is _aten.native_batch_norm.default and record.args[3] is not None:
-        return record._replace(func=_aten._native_batch_norm_legit.default)
-    return record

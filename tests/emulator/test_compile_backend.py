@@ -141,6 +141,17 @@ def test_inputs_written_to_and_outputs_that_alias(context):
         assert results[2]._block is x._block
 
 
+def test_results_keep_the_strides_of_eager_mode():
+    x = torch.randn(2, 3).to("hpu")
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        doubled = x.t() * 2
+        return doubled, doubled.t().view(-1)  # a view only where the product is transposed too
+
+    for result, expected in zip(compiled(function)(x), function(x), strict=True):
+        assert_same(result, expected)
+
+
 def test_a_graph_is_one_recipe_for_each_shape():
     def function(x: Tensor) -> Tensor:
         return (x * 2 + 1).relu()

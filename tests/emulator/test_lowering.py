@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from habana_frameworks.torch.hpu import HPUGraph
 from torch import Tensor, nn
 from torch.nn import functional
@@ -136,6 +138,33 @@ def test_views_aliases_and_writes_in_place_against_eager():
 
 @pytest.mark.slow
 @needs_compiler
+def test_memory_from_outside_that_is_met_in_several_pieces():
+    cache = torch.zeros(6).to("hpu")
+    head, middle = cache[:3], cache[2:5]
+    x = torch.randn(3).to("hpu")
+
+    def function() -> tuple[Tensor, ...]:
+        head.add_(x)
+        middle.mul_(2)
+        mean = torch.ones_like(x).add_(cache[2:5])
+        return (mean, torch.empty(3, device="hpu").fill_(2).mul_(cache.sum()))
+
+    graph, results = capture(function)
+    assert is_compiled(graph)
+    # The cache once, x, and where the two results lie.
+    assert len(graph._program.steps[0][1]) == 4
+    for _ in range(3):
+        x.copy_(torch.randn(3).to("hpu"))
+        before = cache.clone()
+        graph.replay()
+        replayed = [tensor.clone() for tensor in (*results, cache)]
+        cache.copy_(before)
+        for result, expected in zip(replayed, (*function(), cache), strict=True):
+            torch.testing.assert_close(result.cpu(), expected.cpu())
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_batch_norm_in_training_updates_its_statistics():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).to("hpu")
     x = torch.randn(2, 2, 5, 5).to("hpu")
@@ -182,6 +211,27 @@ def test_random_numbers_are_drawn_op_by_op_and_a_warning_says_so():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
         capture(lambda: functional.dropout(x, 0.5))
+
+
+def test_collectives_are_run_op_by_op(monkeypatch):
+    monkeypatch.setenv("PT_HPU_ENABLE_LAZY_COLLECTIVES", "true")
+    import_module("habana_frameworks.torch.distributed.hccl")  # registers the backend
+    dist.init_process_group("hccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        x = torch.ones(3).to("hpu")
+
+        def function() -> Tensor:
+            doubled = x * 2
+            dist.all_reduce(doubled)
+            return doubled + 1
+
+        with pytest.warns(UserWarning, match="op by op instead: a collective, which waits"):
+            graph, result = capture(function)
+        x.fill_(4)
+        graph.replay()
+        assert result.tolist() == [9, 9, 9]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_inputs_bound_at_each_replay_are_run_op_by_op():
