@@ -101,8 +101,8 @@ def _check_cards(store: Any, rank: int, size: int) -> None:
             raise RuntimeError(
                 f"ranks {min(rank, other)} and {max(rank, other)} have the same card: "
                 f"{HLS_MODULE_ID}={os.environ[HLS_MODULE_ID]} in both. On a Gaudi machine the "
-                "second cannot open it. Unset the variable before you start the processes, or set it to "
-                "the local rank in each."
+                "second cannot open it. Unset the variable before you start the processes, or set "
+                "it to the local rank in each."
             )
 
 

@@ -9,7 +9,7 @@ from lightning_gaudi.emulator.streams import current_stream
 from lightning_gaudi.emulator.tensor import HPUTensor
 
 
-class synDeviceType(Enum):  # noqa: N801 - the SDK's name
+class synDeviceType(Enum):
     """Kinds of card, with the driver's numbers."""
 
     synDeviceGaudi = 2
