@@ -251,11 +251,20 @@ def _to_copy(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     A composite that hands on ``device=cpu`` means "the same device": C++ knows no better.
     """
     if not _host_requests or not _host_requests[-1]:
-        return _run(info, args, kwargs)
+        return _to(info, args, kwargs)
     _host_requests[-1] = False
     if accounting.is_pending(args[0]):
         accounting.flush("d2h")
     events.emit("d2h", info.name)
+    with _no_dispatch():
+        return info.call(*args, **kwargs)
+
+
+def _to(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``to`` in C++: on the device, except to "meta", which asks for the shape alone."""
+    device = kwargs.get("device")
+    if device is None or device.type != "meta":
+        return _run_simple(info, args, kwargs)
     with _no_dispatch():
         return info.call(*args, **kwargs)
 
@@ -342,6 +351,7 @@ def _change_storage(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any])
 _handlers: dict[Any, Handler] = {
     _aten.copy_.default: _copy_,
     _aten._to_copy.default: _to_copy,
+    _aten.to.dtype_layout: _to,
     _aten.detach.default: _detach,
     _aten.alias.default: _detach,
     _aten.lift_fresh.default: _lift_fresh,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_gaudi.emulator import accounting, dispatch, events
 from lightning_gaudi.emulator.dispatch import to_host
+from lightning_gaudi.emulator.patching import replace
 from lightning_gaudi.emulator.swapping import exchange
 from lightning_gaudi.emulator.tensor import OWN_ATTRIBUTES, HPUTensor, block_of, unwrap
 from lightning_gaudi.emulator.transfer import check_index
@@ -121,6 +122,31 @@ def _set_data(self: Tensor, value: Tensor) -> None:
         exchange(self, moved)
 
 
+_plain_type: Any = Tensor.type
+
+
+def _type(self: HPUTensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+    """The legacy type name, or the tensor as another type, which may name the host."""
+    if dtype is None:
+        return _plain_type(self).replace("torch.", "torch.hpu.", 1)
+    if isinstance(dtype, torch.dtype):
+        return self.to(dtype=dtype, non_blocking=non_blocking)
+    if isinstance(dtype, str) and dtype.startswith("torch.hpu."):
+        return _plain_type(self, dtype.replace("torch.hpu.", "torch.", 1))
+    return _plain_type(self.cpu(), dtype)
+
+
+def _dlpack(self: HPUTensor, **options: Any) -> Any:
+    raise RuntimeError("Cannot pack tensors on hpu:0")
+
+
+def _to_dlpack(plain_function: Callable[..., Any]) -> Callable[..., Any]:
+    def to_dlpack(tensor: Tensor) -> Any:
+        return _dlpack(tensor) if type(tensor) is HPUTensor else plain_function(tensor)
+
+    return to_dlpack
+
+
 def _legacy_new(self: HPUTensor, *args: Any, **kwargs: Any) -> Tensor:
     return Tensor.new(unwrap(self), *args, **kwargs).to("hpu")
 
@@ -150,6 +176,8 @@ def attach() -> None:
         "tolist": tolist,
         "numpy": numpy,
         "data": property(_get_data, _set_data),
+        "type": _type,
+        "__dlpack__": _dlpack,
         "__array__": _array,
         "__repr__": _repr,
         "__format__": _format,
@@ -160,5 +188,7 @@ def attach() -> None:
         methods[name] = _new(name)
     for name, method in methods.items():
         setattr(HPUTensor, name, method)
+    dlpack: Any = torch.utils.dlpack
+    replace(dlpack, "to_dlpack", _to_dlpack(dlpack.to_dlpack))
     # A plain tensor's `.data` stays PyTorch's own: only parameters are moved that way.
     nn.Parameter.data = property(lambda self: _plain_data.__get__(self), _set_data)  # type: ignore[assignment]

@@ -31,6 +31,7 @@ _no_dispatch = torch._C._DisableTorchDispatch
 # Where helpers arrive; found by running PyTorch's whole table of op samples on the device.
 _HELPER_POSITIONS = {
     "add.Tensor": {1},  # scaled_dot_product_attention(is_causal=True): its mask
+    "cat": {0},  # the derivative of prod in forward mode: its ones
     "div.Tensor": {1},  # istft: its window, squared
     "eq.Tensor": {1},  # one_hot: its classes
     "masked_fill.Scalar": {0},  # quantile: its ranks
@@ -52,7 +53,7 @@ def check(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for position in range(len(args)):
         if position in info.host_positions or not _has_host_tensor(args[position]):
             continue
-        if position in _HELPER_POSITIONS.get(info.name, ()) and _is_helper(args, position):
+        if position in _HELPER_POSITIONS.get(info.name, ()) and _are_helpers(args, position):
             continue
         _refuse()
     for name in kwargs:
@@ -78,6 +79,20 @@ def _has_host_tensor(value: Any) -> bool:
         return any(_has_host_tensor(item) for item in value)
     # A zero-dimensional CPU tensor is an operand like any other on every device.
     return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _are_helpers(args: tuple[Any, ...], position: int) -> bool:
+    """`_is_helper` for an argument that may be a list of tensors."""
+    kind = type(args[position])
+    if kind is not list and kind is not tuple:
+        return _is_helper(args, position)
+    # A dispatch mode's own references are not told from the user's here.
+    limit = _helper_references()
+    return all(
+        not _has_host_tensor(args[position][number])
+        or sys.getrefcount(args[position][number]) <= limit
+        for number in range(len(args[position]))
+    )
 
 
 def _is_helper(args: Any, position: Any) -> bool:

@@ -317,3 +317,25 @@ def test_the_accelerator_is_the_whole_of_pytorchs():
     assert accelerator.device_count() == torch.hpu.device_count() == 1
     accelerator.set_device_index(0)
     assert accelerator.current_stream() == torch.hpu.current_stream()
+
+
+def test_legacy_types_name_the_device():
+    tensor = torch.ones(2, device="hpu")
+    assert tensor.type() == "torch.hpu.FloatTensor"
+    assert torch.ones(2, dtype=torch.int64, device="hpu").type() == "torch.hpu.LongTensor"
+    assert tensor.type(torch.float64).type() == "torch.hpu.DoubleTensor"
+    assert tensor.type("torch.hpu.HalfTensor").type() == "torch.hpu.HalfTensor"
+    assert tensor.type("torch.HalfTensor").type() == "torch.HalfTensor"
+    assert tensor.type(torch.DoubleTensor).type() == "torch.DoubleTensor"
+    assert torch.ones(2).type() == "torch.FloatTensor"
+
+
+def test_memory_on_the_device_is_not_handed_to_other_libraries():
+    tensor = torch.ones(2, device="hpu")
+    with pytest.raises(RuntimeError, match="Cannot pack tensors on hpu:0"):
+        tensor.__dlpack__()
+    with pytest.raises(RuntimeError, match="Cannot pack tensors on hpu:0"):
+        torch.utils.dlpack.to_dlpack(tensor)
+    with pytest.raises(ValueError, match="Unknown device type hpu for Dlpack"):
+        torch.from_dlpack(tensor)
+    assert torch.from_dlpack(torch.ones(2)).tolist() == [1.0, 1.0]

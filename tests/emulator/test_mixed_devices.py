@@ -144,3 +144,35 @@ def test_gradients_from_another_device_are_refused():
     assert tensor.grad.tolist() == [1.0, 1.0]
     tensor.grad = None
     assert tensor.grad is None
+
+
+def test_gradients_for_parameters_from_another_device_are_refused():
+    parameter = nn.Parameter(torch.zeros(2))
+    with pytest.raises(RuntimeError, match="the tensor is on cpu and the gradient on hpu:0"):
+        parameter.grad = hpu(2)
+    parameter.grad = torch.ones(2)
+    assert parameter.grad.tolist() == [1.0, 1.0]
+    del parameter.grad
+    assert parameter.grad is None
+
+
+def begin(start: str, grad: str) -> None:
+    tensor = torch.ones(2, device=start, requires_grad=True)
+    (tensor * 2).backward(torch.ones(2, device=grad))
+
+
+def begin_functional(start: str, grad: str) -> None:
+    tensor = torch.ones(2, device=start, requires_grad=True)
+    torch.autograd.grad(tensor * 2, tensor, torch.ones(2, device=grad))
+
+
+@pytest.mark.parametrize("function", [begin, begin_functional])
+def test_a_backward_that_begins_with_a_gradient_from_another_device_is_refused(function):
+    with pytest.raises(RuntimeError, match="gradient at index 0 - expected device hpu:0 but got"):
+        function("hpu", "cpu")
+    with pytest.raises(RuntimeError, match="gradient at index 0 - expected device cpu but got hpu"):
+        function("cpu", "hpu")
+    function("hpu", "hpu")
+    function("cpu", "cpu")
+    scalar = hpu(2).requires_grad_().sum()
+    scalar.backward(torch.tensor(1.0))  # without a dimension it is moved, as on any device
