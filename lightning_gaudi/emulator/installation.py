@@ -72,6 +72,7 @@ def install() -> None:
         tensor,
         tracing,
         transfer,
+        uninitialized,
     )
 
     setup("hpu", backend_module=device_module)
@@ -87,6 +88,7 @@ def install() -> None:
         composites,
         gradients,
         swapping,
+        uninitialized,
         autocast,
         serialization,
         generator,

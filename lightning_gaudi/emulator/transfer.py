@@ -62,7 +62,7 @@ def check_index(device: torch.device) -> None:
         )
 
 
-def _parse(
+def parse(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[torch.device | None, dict[str, Any]]:
     """Split the arguments of ``Tensor.to`` into the device and the rest as keywords."""
@@ -91,7 +91,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if type(self) is not HPUTensor:
         if not _names_hpu(args, kwargs):
             return _plain_to(self, *args, **kwargs)
-        device, options = _parse(args, kwargs)
+        device, options = parse(args, kwargs)
         assert device is not None
         check_index(device)
         if self.layout in _SPARSE_LAYOUTS:
@@ -103,7 +103,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.requires_grad and torch.is_grad_enabled():
             return _ToDevice.apply(self, options)  # type: ignore[no-any-return, no-untyped-call]
         return _plain_to(self, device=torch.device("hpu"), **options)
-    device, options = _parse(args, kwargs)
+    device, options = parse(args, kwargs)
     if device is None or device.type == "hpu":
         if device is not None:
             check_index(device)

@@ -312,3 +312,33 @@ def test_encoder_layers_take_no_path_that_a_card_does_not_have():
             found = encoder(x, src_key_padding_mask=mask)
     assert [e for e in events if e.kind in ("host_read", "cpu_fallback")] == []
     torch.testing.assert_close(found.cpu(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lazy_modules_move_before_they_have_a_shape(dtype):
+    def make() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d(), nn.LazyConv1d(2, 1))
+
+    host, device = make().to(dtype), make().to("hpu", dtype)
+    x = torch.randn(2, 4, 4, dtype=dtype)
+    torch.manual_seed(1)
+    expected = host(x)
+    torch.manual_seed(1)
+    found = device(x.to("hpu"))
+    assert torch.equal(found.cpu(), expected)
+    assert {type(m) for m in device} == {nn.Linear, nn.BatchNorm1d, nn.Conv1d}
+    for a, b in zip(host.state_dict().values(), device.state_dict().values(), strict=True):
+        assert b.device.type == "hpu"
+        assert torch.equal(b.cpu(), a)
+    assert all(isinstance(p, nn.Parameter) for p in device.parameters())
+    found.sum().backward()
+    assert device[0].weight.grad.device.type == "hpu"
+
+
+def test_lazy_modules_move_back_before_they_have_a_shape():
+    module = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d()).to("hpu").to("cpu")
+    assert type(module(torch.ones(2, 4))) is torch.Tensor
+    assert {type(b) for b in module.buffers()} == {torch.Tensor}
+    with pytest.raises(RuntimeError, match="device hpu:1 does not exist"):
+        nn.LazyLinear(2).to("hpu:1")
