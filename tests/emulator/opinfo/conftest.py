@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-_FULL_RUNS = frozenset({"test_ops.py", "test_modes.py"})
+_FULL_RUNS = frozenset({"test_ops.py", "test_modes.py", "test_modules.py"})
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

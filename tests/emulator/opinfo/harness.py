@@ -210,12 +210,16 @@ class Checker:
     def _run(self, function: Callable[[], Any], device: str) -> Attempt:
         """Call a function with the random numbers of a fixed seed."""
         torch.manual_seed(SEED)
+        state = torch.get_rng_state()
         try:
             attempt = Attempt(result=function())
         except Exception as error:
             attempt = Attempt(error=error)
-        if device == "hpu" and self._after_call is not None:
-            self._after_call()
+        if device == "hpu":
+            if not torch.equal(torch.get_rng_state(), state):
+                raise Mismatch("the call on the HPU drew from the CPU's generator")
+            if self._after_call is not None:
+                self._after_call()
         return attempt
 
     def _inputs(self, call: Call, device: str, place: str, *, requires_grad: bool) -> Any:
@@ -310,7 +314,7 @@ def _gradients(call: Call, args: Any, kwargs: Any, device: str) -> tuple[Any, An
     inputs = [t for t in tensors_in([args, kwargs]) if t.requires_grad]
     if not wanted or not inputs:
         return processed, ()
-    torch.manual_seed(SEED)
-    seeds = [torch.randn(t.shape, dtype=t.dtype).to(device) for t in wanted]
+    numbers = torch.Generator().manual_seed(SEED)
+    seeds = [torch.randn(t.shape, dtype=t.dtype, generator=numbers).to(device) for t in wanted]
     grads = torch.autograd.grad(wanted, inputs, seeds, allow_unused=True)
     return processed, grads
