@@ -8,20 +8,33 @@ active during capture only, on any device. It sees every op with its tensors and
 - a copy from the device to the host;
 - a tensor from outside, on either side, that is neither an argument nor a weight of the watched
   module: a replay would keep its first value, and nobody would notice when it is replaced;
-- CPU random numbers, which would be the same in every replay.
+- CPU random numbers, PyTorch's, Python's and NumPy's, which would be the same in every replay;
+- a collective, unless ``PT_HPU_ENABLE_LAZY_COLLECTIVES`` puts them into graphs (CARD.md 14).
 
 CPU tensors that the forward makes itself from Python numbers are constants and pass.
+
+What it cannot see, and does not refuse: numbers from generators that the user made
+(``random.Random()``, ``numpy.random.default_rng()``), the clock, files; values that another thread
+reads; what native code does through ``data_ptr()``. The address itself is no data: comparing two
+tells whether tensors share memory, which the key holds, so that answer stays right.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gaudi.errors import HostReadError
+from lightning_gaudi.graphs.transformers_masks import masks_are_built
+from lightning_gaudi.graphs.undo import Snapshot
+from lightning_gaudi.runtime import environment
 from lightning_gaudi.runtime.source import library_line, source_line
 
 _METADATA = frozenset({"aten::is_pinned", "aten::is_same_size", "aten::_version"})
@@ -30,6 +43,16 @@ _DATA_DEPENDENT = frozenset({torch.Tag.dynamic_output_shape, torch.Tag.data_depe
 # What torch.tensor and indexing by a number call on the constant that they have just made.
 _FRESH = frozenset({"aten::lift_fresh", "aten::lift_fresh_copy"})
 _NUMBER_TYPES = (torch.IntType, torch.FloatType, torch.BoolType, torch.NumberType)
+# It looks at an error code on the host, but its schema returns nothing and it has no tag.
+_SILENT_READS = frozenset({"aten::_linalg_check_errors"})
+# Running statistics: the schema does not say that it writes to them (3 and 4), and whether it does
+# is another argument (5).
+_BATCH_NORMS = frozenset({"aten::native_batch_norm", "aten::_native_batch_norm_legit"})
+# Whether a result's size is given, by the op whose tag says that it depends on data.
+_SIZE_ARGUMENTS = {"aten::repeat_interleave": "output_size", "aten::one_hot": "num_classes"}
+# These run with all modes off: printing, and what torch.tensor([x[0], x[1]]) calls.
+_PAST_DISPATCH = ("__repr__", "__float__", "__int__", "__index__", "__bool__", "__complex__")
+_COLLECTIVES = frozenset({"c10d", "_c10d_functional", "c10d_functional"})
 
 _REMEDY_VALUE = (
     "Keep the decision on the device (torch.where, masked_fill), or read the value before the "
@@ -48,10 +71,17 @@ _REMEDY_UNKNOWN = (
     "state belongs outside of it. A function that uses a module's weights needs module=... ."
 )
 _REMEDY_RANDOM = "Draw on the device (device=x.device), or before the call and pass the result."
+_REMEDY_COLLECTIVE = (
+    "Capture the module inside the distributed wrapper, or export PT_HPU_ENABLE_LAZY_COLLECTIVES=1 "
+    "before Python starts."
+)
 
 
 class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses what a capture would freeze.
+    """Refuses what a capture would freeze. Made before the capture, for it copies buffers.
+
+    While it is active stock Transformers models build their masks without looking at them (see
+    `transformers_masks`).
 
     Args:
         target: What is being captured, for the message.
@@ -65,7 +95,7 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
             worthless all the same.
         written: Places in `inputs` whose storage the forward wrote to.
         has_written_weights: Whether it wrote to a parameter or buffer, so that running it once more
-            would write twice.
+            would write twice, unless `undo` is called in between.
     """
 
     def __init__(
@@ -81,6 +111,11 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.written: set[int] = set()
         self._target = target
         self.has_written_weights = False
+        self._before = Snapshot(weights)
+        self._can_undo = True
+        self._written_storages: set[int] = set()
+        self._line = ""
+        self._patches = ExitStack()
         self._weights = {_storage_of(tensor) for tensor in weights}
         self._inputs = {_storage_of(tensor): place for place, tensor in enumerate(inputs)}
         # Storages that may be used. Those made during the capture are not kept alive: a tensor from
@@ -89,12 +124,48 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Kept alive, so that no later tensor gets the id of an earlier one.
         self._host_tensors = {id(tensor): tensor for tensor in host_arguments}
 
+    def undo(self) -> bool:
+        """Put back what a refused forward has changed, so that it can run once more.
+
+        Buffers and the random states of the device, Python and NumPy are as before. To be called
+        when the capture has ended.
+
+        Returns:
+            Whether that is all: False if it wrote to a parameter.
+        """
+        self._before.restore(self._written_storages)
+        return self._can_undo
+
+    def __enter__(self) -> CaptureGuard:
+        self._patches.enter_context(masks_are_built())
+        for name in _PAST_DISPATCH:
+            refusing = self._refusing(name, getattr(Tensor, name))
+            self._patches.enter_context(patch.object(Tensor, name, refusing))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]
+        self._patches.close()
+        if self.failure is None and exc is None:
+            self._check_host_randomness(self._line)
+        elif self.failure is not None and isinstance(exc, Exception) and exc is not self.failure:
+            raise self.failure from exc  # the forward made its own error of the refusal
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        line = source_line()
+        if line != self._line:  # 60 us a look, so not at every op of a line
+            self._check_host_randomness(line)
+            self._line = line
         on_device, on_host = _tensors_by_side((*args, *kwargs.values()))
         name = func._schema.name
+        if func.namespace in _COLLECTIVES and not environment.has_lazy_collectives():
+            self._refuse(
+                name, "is a collective, which the graph would leave out", _REMEDY_COLLECTIVE
+            )
         for tensor in on_host if name not in _FRESH else ():
             if id(tensor) not in self._host_tensors:
                 self._refuse(
@@ -131,19 +202,26 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _METADATA:
             return
         schema = func._schema
-        if any(isinstance(r.type, _NUMBER_TYPES) for r in schema.returns):
+        if name in _SILENT_READS or any(isinstance(r.type, _NUMBER_TYPES) for r in schema.returns):
             self._refuse(name, "reads a device value on the host", _REMEDY_VALUE)
         if name in _INDEXING:
             # One value under a mask is masked_fill; with several, their number must fit the mask.
             depends_on_data = _has_bool_index(args) and (len(args) < 3 or args[2].numel() != 1)
         else:
-            depends_on_data = not _DATA_DEPENDENT.isdisjoint(func.tags)
+            depends_on_data = _has_data_dependent_tag(func) and not _has_size(
+                name, func, args, kwargs
+            )
         if depends_on_data:
             self._refuse(name, "has a result whose shape depends on data", _REMEDY_SHAPE)
         if name == "aten::copy_" and args[0].device.type == "cpu":
             self._refuse(name, "copies a device tensor to the host", _REMEDY_COPY)
+        if name in _BATCH_NORMS and len(args) > 5:
+            for tensor in args[3:5] if args[5] else ():
+                self._note_write(_storage_of(tensor))
+            return
         for position, argument in enumerate(schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
+            alias = argument.alias_info
+            if alias is not None and alias.is_write:
                 value = args[position] if position < len(args) else kwargs.get(argument.name)
                 for tensor in value if isinstance(value, (list, tuple)) else (value,):
                     if isinstance(tensor, Tensor):
@@ -153,10 +231,35 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         place = self._inputs.get(storage)
         if place is not None:
             self.written.add(place)
-        self.has_written_weights |= storage in self._weights
+        if storage in self._weights:
+            self.has_written_weights = True
+            self._written_storages.add(storage)
+            self._can_undo &= self._before.holds(storage)
 
-    def _refuse(self, name: str, what: str, remedy: str) -> None:
-        line, place = source_line(), library_line()
+    def _check_host_randomness(self, line: str) -> None:
+        library = self._before.host_randomness.changed()
+        if library is not None:
+            self._refuse(
+                f"{library} (the host's)", "draws random numbers on the CPU", _REMEDY_RANDOM, line
+            )
+
+    def _refusing(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of tensors that is refused for those on the device."""
+
+        def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            on_device = tensor.device.type not in ("cpu", "meta")
+            if on_device and name == "__repr__":
+                self._refuse("repr", "copies a device tensor to the host", _REMEDY_COPY)
+            value = original(tensor, *args, **kwargs)
+            if on_device:  # had dispatch seen it, it would have been refused there
+                self._refuse(name, "reads a device value on the host", _REMEDY_VALUE)
+            return value
+
+        return method
+
+    def _refuse(self, name: str, what: str, remedy: str, line: str = "") -> None:
+        place = line or library_line()
+        line = line or source_line()
         where = f"at {place}" if place == line else f"at {place}, called from your line {line}"
         error = HostReadError(
             f"cannot capture {self._target} as an HPU graph: {name} {what}, {where}. In a graph "
@@ -195,3 +298,26 @@ def _has_bool_index(args: tuple[Any, ...]) -> bool:
 def _is_for_device(kwargs: dict[str, Any]) -> bool:
     device = kwargs.get("device")
     return device is not None and torch.device(device).type != "cpu"
+
+
+@cache
+def _has_data_dependent_tag(func: Any) -> bool:
+    """Whether an overload, or the one that its ``out=`` variant stands for, has such a tag."""
+    if not _DATA_DEPENDENT.isdisjoint(func.tags):
+        return True
+    base, is_out, _ = func._overloadname.rpartition("out")
+    if not is_out:
+        return False
+    functional = getattr(func.overloadpacket, base.rstrip("_") or "default", None)
+    return functional is not None and not _DATA_DEPENDENT.isdisjoint(functional.tags)
+
+
+def _has_size(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the call itself says how large the result is."""
+    wanted = _SIZE_ARGUMENTS.get(name)
+    if wanted is None:
+        return False
+    names = [argument.name for argument in func._schema.arguments]
+    place = names.index(wanted) if wanted in names else len(args)
+    size = args[place] if place < len(args) else kwargs.get(wanted)
+    return size is not None and size >= 0

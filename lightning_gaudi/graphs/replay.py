@@ -287,10 +287,10 @@ class GraphedForward:
             )
         if not isinstance(refusal, CaptureError):
             return  # the user's own
-        if self._on_failure == "eager" and guard.has_written_weights:
+        if not guard.undo() and self._on_failure == "eager":
             raise _CannotRerunError(
                 f"{refusal} But on_failure='eager' cannot help here: until then the forward had "
-                "written to the module's buffers, and would write twice."
+                "written to the module's parameters, and would write twice."
             ) from error
         if refusal is not error:
             raise refusal from error

@@ -12,6 +12,7 @@ EMULATOR = "LIGHTNING_GAUDI_EMULATOR"
 RECIPE_CACHE = "PT_HPU_RECIPE_CACHE_CONFIG"
 VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
 MODULE_ID = "HLS_MODULE_ID"
+LAZY_COLLECTIVES = "PT_HPU_ENABLE_LAZY_COLLECTIVES"
 
 _RECIPE_CACHE_SIZE_MB = 8192
 
@@ -38,6 +39,11 @@ def lazy_mode() -> str | None:
 def set_lazy_mode(value: str) -> None:
     """Set ``PT_HPU_LAZY_MODE`` for this process and those it starts."""
     os.environ[LAZY_MODE] = value
+
+
+def has_lazy_collectives() -> bool:
+    """Whether ``PT_HPU_ENABLE_LAZY_COLLECTIVES`` puts collectives into HPU graphs."""
+    return os.environ.get(LAZY_COLLECTIVES, "").lower() in ("1", "true")
 
 
 def visible_modules() -> list[str] | None:

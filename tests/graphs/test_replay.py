@@ -595,9 +595,9 @@ def test_arguments_that_share_memory_and_are_written_to_are_refused():
     assert chunks.stats.replays == 1
 
 
-def test_a_forward_that_wrote_to_a_buffer_is_not_run_twice():
+def test_a_forward_that_wrote_to_a_parameter_is_not_run_twice():
     module = nn.Module()
-    module.register_buffer("calls", torch.zeros(1, device="hpu"))
+    module.calls = nn.Parameter(torch.zeros(1, device="hpu"), requires_grad=False)
 
     def forward(x):
         module.calls.add_(1)
@@ -635,9 +635,9 @@ def test_global_hooks_forbid_replay():
 
 
 @pytest.mark.parametrize("after", [torch.digamma, lambda x: Mutable()], ids=["fallback", "result"])
-def test_no_kind_of_refusal_runs_a_forward_twice_that_wrote_to_a_buffer(after):
+def test_no_kind_of_refusal_runs_a_forward_twice_that_wrote_to_a_parameter(after):
     module = nn.Module()
-    module.register_buffer("calls", torch.zeros(1, device="hpu"))
+    module.calls = nn.Parameter(torch.zeros(1, device="hpu"), requires_grad=False)
 
     def forward(x):
         module.calls.add_(1)
