@@ -94,6 +94,7 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         failure: The first refusal. The forward may have swallowed the exception; the capture is
             worthless all the same.
         written: Places in `inputs` whose storage the forward wrote to.
+        draws_random: Whether it draws random numbers on the device.
         has_written_weights: Whether it wrote to a parameter or buffer, so that running it once more
             would write twice, unless `undo` is called in between.
     """
@@ -111,6 +112,7 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.written: set[int] = set()
         self._target = target
         self.has_written_weights = False
+        self.draws_random = False
         self._before = Snapshot(weights)
         self._can_undo = True
         self._written_storages: set[int] = set()
@@ -181,8 +183,10 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 )
         if on_device:
             self._check_device_op(func, name, args, kwargs)
-        elif torch.Tag.nondeterministic_seeded in func.tags and not _is_for_device(kwargs):
-            self._refuse(name, "draws random numbers on the CPU", _REMEDY_RANDOM)
+        if _draws(func, args, kwargs):
+            if not on_device and not _is_for_device(kwargs):
+                self._refuse(name, "draws random numbers on the CPU", _REMEDY_RANDOM)
+            self.draws_random = True
         try:
             result = func(*args, **kwargs)
         except RuntimeError:
@@ -293,6 +297,17 @@ def _has_bool_index(args: tuple[Any, ...]) -> bool:
     return any(
         isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
     )
+
+
+def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call draws random numbers; attention does with dropout only."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    names = [argument.name for argument in func._schema.arguments]
+    if "dropout_p" not in names:
+        return True
+    place = names.index("dropout_p")
+    return bool(args[place] if place < len(args) else kwargs.get("dropout_p"))
 
 
 def _is_for_device(kwargs: dict[str, Any]) -> bool:
