@@ -1,14 +1,13 @@
 """Composites of PyTorch that begin with a tensor of their own, written out for the device.
 
 In C++ these make a tensor "on the same device" and fill it. To C++ that device is the CPU, so the
-tensor has not our type: the result would come out on the host, its random numbers would be the
-host's, and a capture would take it for a constant. Here they are spelled with ops on the device,
-the same ones that a card runs. Values, strides, gradients and errors stay PyTorch's own.
+tensor has not our type, and the result would come out on the host. Here they are spelled with ops
+on the device, the same ones that a card runs. Values, strides, gradients and errors stay
+PyTorch's own.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +16,6 @@ from torch import Tensor
 
 from lightning_gaudi.emulator.patching import replace
 from lightning_gaudi.emulator.tensor import HPUTensor
-
-# What a unit that alpha dropout turns off becomes, below its mean (Klambauer et al., 2017).
-_ALPHA = 1.7580993408473766
 
 
 def _vander(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -85,26 +81,6 @@ def _pad_packed_sequence(
     return pad_packed_sequence
 
 
-def _feature_dropout(
-    plain: Callable[..., Tensor], is_alpha: bool, is_in_place: bool
-) -> Callable[..., Tensor]:
-    def feature_dropout(input: Tensor, p: float, train: bool) -> Tensor:
-        draws = train and 0 < p < 1 and input.dim() > 1 and input.numel() > 0
-        if type(input) is not HPUTensor or not draws:
-            return plain(input, p, train)
-        noise: Tensor = input.new_empty(input.shape[:2] + (1,) * (input.dim() - 2))
-        noise.bernoulli_(1 - p)
-        if not is_alpha:
-            noise.div_(1 - p)
-            return input.mul_(noise) if is_in_place else input * noise
-        scale = 1 / math.sqrt((_ALPHA**2 * p + 1) * (1 - p))
-        shift = noise.add(-1).mul_(_ALPHA * scale).add_(_ALPHA * scale * p)
-        noise.mul_(scale)
-        return input.mul_(noise).add_(shift) if is_in_place else (input * noise).add_(shift)
-
-    return feature_dropout
-
-
 def attach() -> None:
     """Put these in place of PyTorch's functions; they serve plain tensors as before."""
     replace(torch, "vander", _vander(torch.vander))
@@ -112,10 +88,3 @@ def attach() -> None:
     replace(nn, "pad_sequence", _pad_sequence(nn.pad_sequence))
     functions: Any = torch._VF
     replace(functions, "_pad_packed_sequence", _pad_packed_sequence(functions._pad_packed_sequence))
-    for name in ("feature_dropout", "feature_alpha_dropout"):
-        for suffix in ("", "_"):
-            function = _feature_dropout(
-                getattr(torch, name + suffix), "alpha" in name, is_in_place=bool(suffix)
-            )
-            replace(functions, name + suffix, function)
-            replace(torch, name + suffix, function)
