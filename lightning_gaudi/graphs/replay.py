@@ -2,9 +2,9 @@
 
 Three things can happen to a call:
 
-- *capture*, the first time its key is seen: the inputs are copied to private buffers, the callable
-  runs on those under capture and guard, and its result is already right;
-- *replay*, when the key is known: the inputs are copied into the buffers and the graph runs;
+- *capture*, the first time its key is seen: the callable runs on private copies of the inputs under
+  capture and guard, and the call's result is already right;
+- *replay*, when the key is known: the inputs are given to the graph, and it runs;
 - *eager*, where a replay could not be right: gradients are wanted, the arguments hold objects that
   cannot be compared, a submodule has hooks, or a capture failed with ``on_failure="eager"``.
 
@@ -16,67 +16,33 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable
-from functools import update_wrapper
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, update_wrapper
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_gaudi.errors import CaptureError, ConfigurationError
-from lightning_gaudi.graphs.guard import CaptureGuard
-from lightning_gaudi.graphs.key import Key, key_of
+from lightning_gaudi.graphs.captured import CapturedGraph
+from lightning_gaudi.graphs.key import (
+    Key,
+    describe,
+    inputs_in,
+    modes,
+    read_call,
+)
+from lightning_gaudi.graphs.padded_call import Padding, PaddingQuestion, family_of, known_graphs
+from lightning_gaudi.graphs.padding import BatchPadding
+from lightning_gaudi.graphs.recording import Recorder, check_memory
+from lightning_gaudi.graphs.refusals import CannotRerunError
 from lightning_gaudi.graphs.stats import GraphStats
-from lightning_gaudi.graphs.structure import UnsupportedValueError, flatten, rebuild
+from lightning_gaudi.graphs.structure import UnsupportedValueError
+from lightning_gaudi.graphs.warmup import example_call
 from lightning_gaudi.graphs.weights import ModuleWatch
 from lightning_gaudi.runtime import capture as hpu_capture
 
 OnFailure = Literal["raise", "eager"]
-
-
-# What the bridge says where an op without a kernel runs under capture (HABANA.md, "HPU graphs").
-_FALLBACK_TEXT = "cpu fallback is not supported during hpu graph capturing"
-
-
-class _CannotRerunError(CaptureError):
-    """A capture failed, and running the callable once more would not be right either."""
-
-
-class _CapturedGraph:
-    """One graph with the buffers that it reads and writes.
-
-    Attributes:
-        graph: The HPU graph.
-        inputs: Private input buffers; a replay reads them.
-        output: What the callable returned; a replay refreshes its tensors.
-        output_tensors: The tensors of `output`, in order.
-        sources: For each of them where a result comes from that must not be cloned: the place of
-            the input that it is, or the weight that it is; None for a result of the graph.
-        written: Places of inputs that the callable writes to.
-    """
-
-    __slots__ = ("graph", "inputs", "output", "output_tensors", "sources", "written")
-
-    def __init__(
-        self,
-        graph: hpu_capture.Graph,
-        inputs: list[Tensor],
-        output: Any,
-        weights: set[int],
-        written: list[int],
-    ) -> None:
-        self.graph = graph
-        self.inputs = inputs
-        self.output = output
-        self.output_tensors: list[Tensor] = []
-        flatten(output, self.output_tensors)
-        self.written = written
-        places = {id(tensor): place for place, tensor in enumerate(inputs)}
-        self.sources: list[int | Tensor | None] = [
-            tensor if id(tensor) in weights else places.get(id(tensor))
-            for tensor in self.output_tensors
-        ]
 
 
 class GraphedForward:
@@ -91,13 +57,20 @@ class GraphedForward:
             train/eval switches. By default the one that `fn` is a method of, if any.
         name: What messages call it.
         max_graphs: How many graphs are kept; beyond that the least recently used is dropped.
-        clone_outputs: Whether results are the caller's own. Without, they are valid until the next
-            call with the same key.
+        pad_batch: Whether a batch with fewer rows than a captured one is padded to it and the
+            results sliced, where that is right (see `padding`), in place of a capture of its own.
+        clone_outputs: Whether results are the caller's own. Without, they are the graph's tensors:
+            valid until the next call with the same key, and with `asynchronous` not before the
+            device has been waited for or the host has read one of them.
+        asynchronous: Whether a call may return before its replay has run. Ops on the results wait
+            for it by themselves.
+        disable_tensor_cache: Whether graphs read the caller's tensors where they are, and keep no
+            memory but that of their outputs. Inputs that are views are copied at each call.
         on_failure: What to do where the callable cannot be captured: ``"raise"`` `CaptureError`,
             or run it op by op (``"eager"``) and say so once.
 
     Attributes:
-        stats: Counts of what happened.
+        stats: Counts of what happened, and a row for each graph.
 
     Raises:
         ConfigurationError: An argument has a value that it cannot have.
@@ -110,7 +83,10 @@ class GraphedForward:
         module: nn.Module | None = None,
         name: str | None = None,
         max_graphs: int = 16,
+        pad_batch: bool = True,
         clone_outputs: bool = True,
+        asynchronous: bool = False,
+        disable_tensor_cache: bool = False,
         on_failure: OnFailure = "raise",
     ) -> None:
         check_options(max_graphs, on_failure)
@@ -128,10 +104,22 @@ class GraphedForward:
         self._watch = None if module is None else ModuleWatch(module)
         self._max_graphs = max_graphs
         self._clone_outputs = clone_outputs
-        self._on_failure = on_failure
-        self._graphs: OrderedDict[Key, _CapturedGraph] = OrderedDict()
+        self._asynchronous = asynchronous
+        self._recorder = Recorder(
+            fn=fn,
+            name=self.name,
+            binds_inputs=disable_tensor_cache,
+            reruns_failures=on_failure == "eager",
+        )
+        self._graphs: dict[Key, CapturedGraph] = {}
+        # The graph that was last used in each family of calls: the one to try first.
+        self._latest: dict[Key, CapturedGraph] = {}
+        self._num_uses = 0
         self._failed = False
         self._said: set[str] = set()
+        # See graphs/padded_call.py. None: every call that has no graph is captured.
+        self._padding: Padding | None = BatchPadding(self.name) if pad_batch else None
+        self._is_padded = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the callable: by replay where its key is known, under capture where not.
@@ -150,48 +138,54 @@ class GraphedForward:
             return self._fn(*args, **kwargs)
         if self._failed:
             return self._run_eagerly(args, kwargs)
-        try:
-            key, inputs = key_of(args, kwargs)
-        except UnsupportedValueError as error:
-            return self._give_up_on_call(
-                f"among its arguments is {error.what}, whose contents a graph would freeze. Pass "
-                "tensors on the device and plain Python values",
-                args,
-                kwargs,
-            )
-        watch = self._watch
-        if torch.is_grad_enabled() and (
-            any(tensor.requires_grad for tensor in inputs)
-            or (watch is not None and watch.requires_grad())
-        ):
-            return self._run_eagerly(args, kwargs)
-        if watch is not None:
-            if watch.has_changed():
-                self._graphs.clear()
-                watch.refresh()
-            hooked = watch.hooked()
-            if hooked is not None:
-                return self._give_up_on_call(
-                    f"its submodule {hooked} has a forward hook, which a replay would not run. "
-                    "Remove the hook",
-                    args,
-                    kwargs,
-                )
-            key = (*key, watch.switches())
-        captured = self._graphs.get(key)
+        found = self._look_up(args, kwargs)
+        if isinstance(found, str):
+            return self._run_eagerly(args, kwargs, found)
+        captured, key, inputs = found
         if captured is None:
-            return self._capture(key, inputs, args, kwargs)
-        self._graphs.move_to_end(key)
-        with torch.inference_mode(False), torch.no_grad():
-            if inputs:
-                torch._foreach_copy_(captured.inputs, inputs)
-            captured.graph.replay()
+            return self._answer_new(key, inputs, args, kwargs)
+        given = self._run(captured, inputs)
         self.stats.replays += 1
-        return self._finish(captured, inputs)
+        captured.row.replays += 1
+        return captured.result(inputs, given, self._clone_outputs)
+
+    def warmup(self, calls: Iterable[Any]) -> None:
+        """Capture graphs for calls to come; nothing is computed, and no state changes.
+
+        Args:
+            calls: One shape or example call for each graph; what it may be says `example_call`.
+
+        Raises:
+            ConfigurationError: A call is none of these.
+            CaptureError: It cannot be captured, and ``on_failure="raise"``.
+        """
+        for spec in calls:
+            args, kwargs = example_call(spec)
+            with torch.no_grad():
+                found = self._look_up(args, kwargs)
+            if isinstance(found, str):
+                continue  # such calls will run op by op
+            captured, key, inputs = found
+            try:
+                if captured is None:
+                    self._capture(key, inputs, args, kwargs, dry_run=True)
+            except CaptureError as error:
+                if not self._accepts_failure(error):
+                    raise
+                return
 
     def clear(self) -> None:
-        """Drop all graphs and the memory they hold; the next call captures anew."""
-        self._graphs.clear()
+        """Drop all graphs and the memory they hold; the next call captures anew.
+
+        Raises:
+            CaptureError: A capture is in progress, which this would destroy.
+        """
+        if hpu_capture.is_capturing():
+            raise CaptureError(
+                f"cannot drop the graphs of {self.name} now: a capture is in progress, and "
+                "destroying any HPU graph would clear it. Do it before or after the capture."
+            )
+        self._drop_all()
         self._failed = False
         if self._watch is not None:
             self._watch.forget()
@@ -205,116 +199,143 @@ class GraphedForward:
         """How many graphs are kept now."""
         return len(self._graphs)
 
-    def _capture(
-        self, key: Key, inputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    def _look_up(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[CapturedGraph | None, Key, Sequence[Tensor]] | str:
+        """The graph for a call, its key, and the device tensors that it takes, each once.
+
+        Returns:
+            No graph where there is none yet; where the call must run op by op, a text, which says
+            why if the user should know.
+
+        Raises:
+            CaptureError: There is a graph, but it would be wrong for arguments that share memory.
+        """
+        mode = modes()
+        is_inference = torch.is_inference_mode_enabled()
+        watch = self._watch
+        switches = 0
+        if watch is not None:
+            if watch.has_changed((mode, is_inference)):
+                self._drop_all()
+                watch.refresh()
+            hooked = watch.hooked()
+            if hooked is not None:
+                return (
+                    f"its submodule {hooked} has a forward hook, which a replay would not run. "
+                    "Remove the hook"
+                )
+            switches = watch.switches
+        try:
+            structure, tensors = read_call(args, kwargs)
+            # After the watch has looked: an adapter that wants gradients may have been added.
+            if torch.is_grad_enabled() and self._wants_gradients(tensors):
+                return ""
+            family = (structure, mode, switches)
+            captured = self._latest.get(family)
+            if captured is not None and captured.accepts(tensors, is_inference):
+                inputs = tensors
+            else:
+                description, inputs = describe(tensors)
+                captured = self._graphs.get((family, description))
+                if captured is None:
+                    return None, (family, description), inputs
+                self._latest[family] = captured
+                captured.learn(tensors, is_inference)
+        except UnsupportedValueError as error:
+            return (
+                f"among its arguments is {error.what}, whose contents a graph would freeze. Pass "
+                "tensors on the device and plain Python values"
+            )
+        if captured.written or captured.writes_weights:
+            try:
+                check_memory(self.name, inputs, self._weights())
+            except CaptureError as error:
+                if not self._accepts_failure(error):
+                    raise
+                return ""
+        self._num_uses = captured.last_used = self._num_uses + 1
+        return captured, captured.key, inputs
+
+    def _run(self, captured: CapturedGraph, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return captured.replay(inputs, self._asynchronous)
+        return captured.replay(inputs, self._asynchronous)
+
+    def _answer_new(
+        self, key: Key, inputs: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Answer a call that has no graph yet."""
+        if self._padding is not None and not self._is_padded:
+            padded = self._padding(
+                PaddingQuestion(
+                    args=args,
+                    kwargs=kwargs,
+                    inputs=inputs,
+                    family=family_of(key),
+                    graphs=known_graphs(self._graphs.values(), key),
+                    run_eagerly=partial(self._fn, *args, **kwargs),
+                    call=self._call_padded,
+                )
+            )
+            if padded is not None:
+                result = self._call_padded(*padded.args, **padded.kwargs)
+                self.stats.padded_calls += 1
+                return padded.finish(result)
+        try:
+            captured = self._capture(key, inputs, args, kwargs)
+        except CaptureError as error:
+            if not self._accepts_failure(error):
+                raise
+        else:
+            given: Sequence[Tensor] | None = captured.buffers
+            if given is None:  # in a dry run nothing was computed
+                given = self._run(captured, inputs)
+            return captured.result(inputs, given, self._clone_outputs)
+        return self._run_eagerly(args, kwargs)
+
+    def _call_padded(self, *args: Any, **kwargs: Any) -> Any:
+        """Call what padding has put in the place of another call."""
+        self._is_padded = True
+        try:
+            return self(*args, **kwargs)
+        finally:
+            self._is_padded = False
+
+    def _capture(
+        self,
+        key: Key,
+        inputs: Sequence[Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        dry_run: bool = False,
+    ) -> CapturedGraph:
         started = time.perf_counter()
         self._make_room()
-        try:
-            captured = self._record(inputs, args, kwargs)
-        except CaptureError as error:
-            if self._on_failure == "raise" or isinstance(error, _CannotRerunError):
-                raise
-            self._failed = True
-            self._say_once(f"{error} {self.name} runs op by op from now on.")
-            return self._run_eagerly(args, kwargs)
-        self._graphs[key] = captured
-        self.stats.captures += 1
-        self.stats.capture_seconds += time.perf_counter() - started
-        return self._finish(captured, inputs)
-
-    def _record(
-        self, inputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> _CapturedGraph:
-        graph = hpu_capture.new_graph()
-        with torch.inference_mode(False), torch.no_grad(), _no_autocast_cache():
-            buffers = [_buffer_like(tensor) for tensor in inputs]
-            if inputs:
-                torch._foreach_copy_(buffers, inputs)
-            found: list[Tensor] = []
-            flatten((args, kwargs), found)
-            by_id = {id(tensor): buffer for tensor, buffer in zip(inputs, buffers, strict=True)}
-            host_arguments = [tensor for tensor in found if id(tensor) not in by_id]
-            static_args, static_kwargs = rebuild(
-                (args, kwargs), iter([by_id.get(id(tensor), tensor) for tensor in found])
-            )
-            weights = [] if self._watch is None else self._watch.weights()
-            guard = CaptureGuard(self.name, buffers, weights, host_arguments)
-            try:
-                with hpu_capture.capture(graph), guard:
-                    output = self._fn(*static_args, **static_kwargs)
-                self._check_captured(guard, inputs)
-                return _CapturedGraph(
-                    graph, buffers, output, set(map(id, weights)), sorted(guard.written)
-                )
-            except (RuntimeError, UnsupportedValueError) as error:
-                self._explain(error, guard)
-                raise
-
-    def _check_captured(self, guard: CaptureGuard, inputs: list[Tensor]) -> None:
-        """Check a capture that has run to its end.
-
-        Raises:
-            CaptureError: A replay of it would be wrong.
-        """
-        if guard.failure is not None:  # the callable swallowed it
-            raise guard.failure
-        if guard.written and _overlap(inputs):
-            raise CaptureError(
-                f"cannot capture {self.name} as an HPU graph: it writes to its arguments, and some "
-                "of them share memory, which their private copies do not. Pass clones. To run it "
-                "without graphs: on_failure='eager'."
-            )
-
-    def _explain(self, error: Exception, guard: CaptureGuard) -> None:
-        """Raise what the user should read in place of an error from a capture, if anything.
-
-        Raises:
-            CaptureError: An op has no kernel, the result cannot be refreshed, or the callable
-                cannot be run once more.
-        """
-        refusal = error
-        if isinstance(error, UnsupportedValueError):
-            refusal = CaptureError(
-                f"cannot capture {self.name} as an HPU graph: it returns {error.what}, and "
-                "only tensors in tuples, lists, mappings and dataclasses can be refreshed by a "
-                "replay. To run it without graphs: on_failure='eager'."
-            )
-        elif _FALLBACK_TEXT in str(error):
-            refusal = CaptureError(
-                f"cannot capture {self.name} as an HPU graph, at {guard.last_line}: {error} "
-                "To run this target without graphs: on_failure='eager'."
-            )
-        if not isinstance(refusal, CaptureError):
-            return  # the user's own
-        if not guard.undo() and self._on_failure == "eager":
-            raise _CannotRerunError(
-                f"{refusal} But on_failure='eager' cannot help here: until then the forward had "
-                "written to the module's parameters, and would write twice."
-            ) from error
-        if refusal is not error:
-            raise refusal from error
-
-    def _finish(self, captured: _CapturedGraph, inputs: list[Tensor]) -> Any:
-        """Give the caller the result, and write back what the callable writes to its inputs."""
-        for place in captured.written:
-            inputs[place].copy_(captured.inputs[place])
-        fresh: dict[int, Tensor] = {}
-        results: list[Tensor] = []
-        for tensor, source in zip(captured.output_tensors, captured.sources, strict=True):
-            if type(source) is int:
-                results.append(inputs[source])
-            elif source is not None or not self._clone_outputs:
-                results.append(tensor)
-            else:
-                if id(tensor) not in fresh:
-                    fresh[id(tensor)] = tensor.clone()
-                results.append(fresh[id(tensor)])
-        return rebuild(captured.output, iter(results))
+        hpu_capture.collect_garbage()  # before memory is measured, and not again
+        bytes_before = hpu_capture.bytes_in_use()
+        captured = self._recorder.record(args, kwargs, inputs, self._weights(), dry_run=dry_run)
+        family, description = captured.key = key
+        if len(inputs) == len(description):
+            captured.learn(inputs, torch.is_inference_mode_enabled())
+        self._num_uses = captured.last_used = self._num_uses + 1
+        self._graphs[key] = self._latest[family] = captured
+        row = captured.row
+        row.inputs = ", ".join(
+            f"{'x'.join(map(str, shape)) or 'one'} {str(dtype).removeprefix('torch.')}"
+            for shape, dtype, *_ in inputs_in(description)
+        )
+        row.num_bytes = hpu_capture.bytes_in_use() - bytes_before
+        row.capture_seconds = time.perf_counter() - started
+        self.stats.note_graph(row)
+        return captured
 
     def _make_room(self) -> None:
+        """Drop the graphs that were not used for longest: before a capture, never during one."""
         while len(self._graphs) >= self._max_graphs:
-            self._graphs.popitem(last=False)
+            self._drop(min(self._graphs.values(), key=lambda graph: graph.last_used))
             self.stats.evictions += 1
             self._say_once(
                 f"{self.name} has been called with more than max_graphs={self._max_graphs} kinds "
@@ -322,13 +343,38 @@ class GraphedForward:
                 "few sizes), or raise max_graphs."
             )
 
-    def _run_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _drop(self, captured: CapturedGraph) -> None:
+        del self._graphs[captured.key]
+        if self._latest.get(captured.key[0]) is captured:
+            del self._latest[captured.key[0]]
+        self.stats.forget_graph(captured.row)
+
+    def _drop_all(self) -> None:
+        for captured in list(self._graphs.values()):
+            self._drop(captured)
+
+    def _weights(self) -> list[Tensor]:
+        return [] if self._watch is None else self._watch.weights()
+
+    def _wants_gradients(self, tensors: Sequence[Tensor]) -> bool:
+        return any(tensor.requires_grad for tensor in tensors) or (
+            self._watch is not None and self._watch.requires_grad()
+        )
+
+    def _accepts_failure(self, error: CaptureError) -> bool:
+        """Whether a target that cannot be captured runs op by op from now on."""
+        if self._recorder.reruns_failures and not isinstance(error, CannotRerunError):
+            self._failed = True
+            self._drop_all()
+            self._say_once(f"{error} {self.name} runs op by op from now on.")
+            return True
+        return False
+
+    def _run_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any], why: str = "") -> Any:
+        if why:
+            self._say_once(f"{self.name} runs op by op, not as an HPU graph: {why} to have graphs.")
         self.stats.eager_calls += 1
         return self._fn(*args, **kwargs)
-
-    def _give_up_on_call(self, why: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._say_once(f"{self.name} runs op by op, not as an HPU graph: {why} to have graphs.")
-        return self._run_eagerly(args, kwargs)
 
     def _say_once(self, message: str) -> None:
         if message not in self._said:
@@ -350,29 +396,3 @@ def check_options(max_graphs: int, on_failure: str) -> None:
         raise ConfigurationError(
             f"on_failure must be 'raise' or 'eager', but it is {on_failure!r}."
         )
-
-
-def _overlap(tensors: list[Tensor]) -> bool:
-    """Whether two of the tensors share a storage."""
-    return len({tensor.untyped_storage()._cdata for tensor in tensors}) < len(tensors)
-
-
-def _buffer_like(tensor: Tensor) -> Tensor:
-    """An ordinary tensor of the same shape, strides where they do not overlap, and dtype."""
-    return torch.empty_like(tensor, memory_format=torch.preserve_format, requires_grad=False)
-
-
-class _no_autocast_cache:
-    """Autocast without its cache of cast weights.
-
-    A cast made before the capture would not be part of the graph, and replays would not see the
-    weights change; one made inside it would be a buffer of the graph, used outside.
-    """
-
-    def __enter__(self) -> None:
-        self._was_enabled = torch.is_autocast_cache_enabled()
-        torch.clear_autocast_cache()
-        torch.set_autocast_cache_enabled(False)
-
-    def __exit__(self, *exc_info: object) -> None:
-        torch.set_autocast_cache_enabled(self._was_enabled)

@@ -17,23 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_TENSOR = object()
-"""Stands for a tensor in a description."""
-
-_CONSTANTS = (
-    int,
-    bool,
-    str,
-    bytes,
-    type(None),
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-    torch.Size,
-    slice,
-    range,
-    type,
+_CONSTANTS = frozenset(
+    {
+        int,
+        bool,
+        str,
+        bytes,
+        type(None),
+        torch.dtype,
+        torch.device,
+        torch.layout,
+        torch.memory_format,
+        torch.Size,
+        range,
+        type,
+    }
 )
 
 
@@ -65,15 +63,18 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
         tensors: Where the tensors go; they are the value's own, not copies.
 
     Returns:
-        A hashable description, equal for two values exactly if they differ in tensors only.
+        A hashable description, equal for two values exactly if they differ only in tensors of the
+        same types.
 
     Raises:
         UnsupportedValueError: Something else is in there.
     """
     kind = type(value)
+    if kind in _CONSTANTS:
+        return (kind, value)
     if isinstance(value, Tensor):
         tensors.append(value)
-        return _TENSOR
+        return kind  # constants are tuples, so this stands for a tensor
     if kind is tuple or kind is list:
         return (kind, *[flatten(item, tensors) for item in value])
     if kind is dict or isinstance(value, MutableMapping):
@@ -84,10 +85,8 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
         return (float, value.hex())  # tells -0.0 from 0.0, and a NaN equals itself
     if kind is complex:
         return (complex, value.real.hex(), value.imag.hex())
-    if kind in _CONSTANTS:
-        if kind is slice:
-            return (slice, *[flatten(part, []) for part in (value.start, value.stop, value.step)])
-        return (kind, value)
+    if kind is slice:
+        return (slice, *[flatten(part, []) for part in (value.start, value.stop, value.step)])
     if isinstance(value, (Enum, type)):
         return (kind, value)
     if isinstance(value, tuple):

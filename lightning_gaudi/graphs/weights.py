@@ -5,70 +5,105 @@ replaced (``.data =``, ``load_state_dict(assign=True)``, a module moved away and
 added) it does not, and neither does it see a submodule switched between train and eval, nor run a
 hook. So before each call the module is compared with what it was at capture: the same parameters,
 buffers and submodules as objects, the same storages, the same switches.
+
+That must be cheap, for a BERT has hundreds of each. So there are two comparisons. The exact one
+describes the module anew and takes as long as that. The quick one asks whether everything is the
+very object that it was, in a few passes that run in C:
+
+- of every submodule its dictionaries and its switch;
+- in those dictionaries, which are few once the empty ones are set aside, every name and value;
+- of every weight its storage, then type, dtype, shape and strides in one `tensor_check`. Where a
+  weight fills its storage its offset cannot be another; elsewhere that is compared too.
+
+Where the quick one finds a difference, the exact one decides.
 """
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import attrgetter, is_, itemgetter, methodcaller
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from lightning_gaudi.graphs.tensor_check import TensorCheck, tensor_check
+
+# Private to torch.nn, but every module has had them since before torch 2.6; the public ways to ask
+# (named_parameters, named_modules) take a hundred times as long.
+_SEEN = (
+    "training",
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+)
+_read_dict = itemgetter(*_SEEN)
+_read_object = attrgetter(*_SEEN)
+
 
 class ModuleWatch:
     """Remembers a module's weights and switches, and compares.
 
-    The comparison runs before every replay, so it reads the modules' own dictionaries instead of
-    walking ``named_parameters()``, which takes hundreds of microseconds for a BERT.
-
     Args:
         module: The module that is captured.
+
+    Attributes:
+        switches: Stands for which submodules are in training mode, as of the last `has_changed`:
+            equal numbers, equal switches.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self._known_switches: dict[tuple[bool, ...], int] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Take the module as it is now."""
         self._modules = list(self._module.modules())
-        self._weights = self._read_weights()
-        # The storages are held, so that a new one cannot have the address of an old one.
-        self._held = [tensor.untyped_storage() for tensor in self.weights()]
+        self._description = self._describe()
+        self._remember()
 
-    def has_changed(self) -> bool:
-        """Whether weights or submodules were replaced since the last `refresh`."""
-        return self._read_weights() != self._weights
+    def has_changed(self, state: Any = None) -> bool:
+        """Whether weights or submodules were replaced since the last `refresh`.
 
-    def switches(self) -> tuple[bool, ...]:
-        """Which submodules are in training mode."""
-        return tuple([module.training for module in self._modules])
+        Args:
+            state: Whatever besides the weights decides how ops on them dispatch: inference mode
+                and autocast. A hashable.
+        """
+        look = self._look
+        if look is None:
+            return True
+        if look.is_the_same(state):
+            return False
+        if self._describe() != self._description:
+            return True
+        self._remember()
+        return False
 
     def hooked(self) -> str | None:
         """The class of the first submodule with a forward hook, which a replay would not run.
 
-        The module's own hooks do not count: they run around its forward.
+        The module's own hooks do not count: they run around its forward. To be asked after
+        `has_changed`.
         """
         if _global_hooks():
             return "(every module)"
+        if self._look is not None and not any(self._look.hooks):
+            return None
         for module in self._modules[1:]:
             if module._forward_hooks or module._forward_pre_hooks:
                 return type(module).__name__
         return None
 
     def weights(self) -> list[Tensor]:
-        """All parameters and buffers."""
-        return [
-            tensor
-            for module in self._modules
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None
-        ]
+        """All parameters and buffers, each as often as modules have it."""
+        return _weights_of(self._modules)
 
     def forget(self) -> None:
         """Let go of the weights; the module counts as changed until the next `refresh`."""
-        self._weights = []
-        self._held = []
+        self._look: _Look | None = None
 
     def requires_grad(self) -> bool:
         """Whether any parameter wants a gradient."""
@@ -78,22 +113,112 @@ class ModuleWatch:
             for parameter in module._parameters.values()
         )
 
-    def _read_weights(self) -> list[Any]:
+    def _describe(self) -> list[Any]:
+        """The exact comparison's view. What it names by id is held by the `_Look`."""
         seen: list[Any] = []
         for module in self._modules:
             for tensors in (module._parameters, module._buffers):
-                for tensor in tensors.values():
+                for name, tensor in tensors.items():
                     if tensor is not None:
                         seen += (
+                            name,
                             id(tensor),
                             tensor.untyped_storage()._cdata,
                             tensor.storage_offset(),
-                            tensor.dtype,
-                            tensor.shape,
-                            tensor.stride(),
+                            *_layout_of(tensor),
                         )
-            seen += map(id, module._modules.values())
+            for name, child in module._modules.items():
+                seen += (name, id(child))
+            seen.append(None)
         return seen
+
+    def _remember(self) -> None:
+        self._look = _Look(self._modules)
+        switches = tuple(module.training for module in self._modules)
+        self.switches = self._known_switches.setdefault(switches, len(self._known_switches))
+
+
+class _Look:
+    """The quick comparison, with the modules as they are now.
+
+    Args:
+        modules: A module and all that are in it.
+
+    Attributes:
+        hooks: The dictionaries of forward hooks of all but the first.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        # A scripted module has these names, but not in its own dictionary.
+        is_plain = all(vars(module).keys() >= set(_SEEN) for module in modules)
+        self._read: Any = _read_dict if is_plain else _read_object
+        self._modules: list[Any] = list(map(vars, modules)) if is_plain else list(modules)
+        self._seen = [part for module in self._modules for part in self._read(module)]
+        tables: list[dict[str, Any]] = [
+            table
+            for module in modules
+            for table in (module._parameters, module._buffers, module._modules)
+        ]
+        self._filled = [table for table in tables if table]
+        self._empty = [table for table in tables if not table]
+        are_dicts = all(isinstance(table, dict) for table in tables)
+        self._values_of: Any = dict.values if are_dicts else methodcaller("values")
+        self._sizes = list(map(len, self._filled))
+        self._names = list(chain.from_iterable(self._filled))
+        self._values = list(chain.from_iterable(map(self._values_of, self._filled)))
+        self.hooks = [
+            hooks
+            for module in modules[1:]
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+        self._weights = list({id(tensor): tensor for tensor in _weights_of(modules)}.values())
+        # The storages are held, so that a new one cannot have the address of an old one, and so
+        # that PyTorch answers with the same Python object.
+        self._storages = list(map(Tensor.untyped_storage, self._weights))
+        self._partial = [
+            tensor
+            for tensor, storage in zip(self._weights, self._storages, strict=True)
+            if tensor.numel() * tensor.element_size() != storage.nbytes()
+        ]
+        self._offsets = list(map(Tensor.storage_offset, self._partial))
+        self._layouts = list(map(_layout_of, self._weights))
+        self._checks: dict[Any, TensorCheck | None] = {}
+
+    def is_the_same(self, state: Any) -> bool:
+        """Whether nothing has changed; False may also mean that something only looks different."""
+        return (
+            all(map(is_, chain.from_iterable(map(self._read, self._modules)), self._seen))
+            and not any(self._empty)
+            and list(map(len, self._filled)) == self._sizes
+            and all(map(is_, chain.from_iterable(map(self._values_of, self._filled)), self._values))
+            and all(map(is_, chain.from_iterable(self._filled), self._names))
+            and all(map(is_, map(Tensor.untyped_storage, self._weights), self._storages))
+            and list(map(Tensor.storage_offset, self._partial)) == self._offsets
+            and self._have_same_layouts(state)
+        )
+
+    def _have_same_layouts(self, state: Any) -> bool:
+        check = self._checks.get(state)
+        if check is not None:
+            return check(*self._weights)
+        if list(map(_layout_of, self._weights)) != self._layouts:
+            return False
+        if state not in self._checks and self._weights:
+            self._checks[state] = tensor_check(self._weights)
+        return True
+
+
+def _weights_of(modules: list[nn.Module]) -> list[Tensor]:
+    return [
+        tensor
+        for module in modules
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    ]
+
+
+def _layout_of(tensor: Tensor) -> tuple[Any, ...]:
+    return (tensor.dtype, tensor.shape, tensor.stride())
 
 
 def _global_hooks() -> bool:

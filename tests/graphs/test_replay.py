@@ -293,8 +293,8 @@ def test_least_recently_used_graph_is_evicted_and_freed():
     graphed(batch(rows=1))
     graphed(batch(rows=2))
     graphed(batch(rows=1))
-    (oldest,) = [g for g in graphed._graphs.values() if g.inputs[0].shape[0] == 2]
-    freed = weakref.ref(oldest.inputs[0])
+    (oldest,) = [g for g in graphed._graphs.values() if g.buffers[0].shape[0] == 2]
+    freed = weakref.ref(oldest.buffers[0])
     del oldest
     with pytest.warns(UserWarning, match="max_graphs=2") as warned:
         graphed(batch(rows=3))
@@ -581,7 +581,7 @@ def test_arguments_that_share_memory_and_are_written_to_are_refused():
         return row * 1
 
     x = batch()
-    with pytest.raises(CaptureError, match="some of them share memory"):
+    with pytest.raises(CaptureError, match="some of its arguments share memory"):
         GraphedForward(forward)(x, x[:1])
     graphed = GraphedForward(forward, on_failure="eager")
     with pytest.warns(UserWarning, match="share memory"):
