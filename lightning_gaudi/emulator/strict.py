@@ -53,6 +53,9 @@ def narrow(tensor: Tensor) -> None:
     with _no_dispatch(), torch.no_grad():
         # `data` has a version counter of its own: autograd must not take this for a write.
         plain = _data.__get__(tensor)
+        for dim, stride in enumerate(plain.stride()):
+            if stride == 0:  # expanded: one number in memory, which `copy_` refuses to write twice
+                plain = plain.narrow(dim, 0, min(1, plain.shape[dim]))
         plain.copy_(plain.to(dtype))
 
 

@@ -21,6 +21,8 @@ NARROWING = """
     show(near.clone().add_(1))                                      # in place
     show(torch.add(near, 1, out=torch.empty(1, dtype=int, device="hpu")))
     show(near.repeat(4).sum().view(1))
+    show(near.view(1, 1).expand(2, 2))                              # one number seen four times
+    show(near.expand(0, 1))
     fine = torch.tensor([1 + 2.0**-40], dtype=torch.float64)
     show(fine.to("hpu"))
     show(torch.tensor([1.0], dtype=torch.float64, device="hpu") + 2.0**-40)
@@ -47,6 +49,8 @@ torch.int64 [-2147483648]
 torch.int64 [-2147483648]
 torch.int64 [-2147483648]
 torch.int64 [-4]
+torch.int64 [[2147483647, 2147483647], [2147483647, 2147483647]]
+torch.int64 []
 torch.float64 [1.0]
 torch.float64 [1.0]
 torch.int64 [5, 0, 7]
@@ -66,13 +70,13 @@ def test_int64_stays_where_the_card_is_told_so(run_python):
     ).stdout.splitlines()
     assert output[0] == f"torch.int64 [{2**40 + 5}, {-(2**33)}, 7]"
     assert output[3] == f"torch.int64 [{2**31}]"
-    assert output[7] == "torch.float64 [1.0]"
+    assert output[9] == "torch.float64 [1.0]"
 
 
 def test_without_strict_mode_nothing_narrows(run_python):
     output = run_python(NARROWING, LIGHTNING_GAUDI_EMULATOR_STRICT=None).stdout.splitlines()
     assert output[0] == f"torch.int64 [{2**40 + 5}, {-(2**33)}, 7]"
-    assert output[7] == f"torch.float64 [{1 + 2.0**-40!r}]"
+    assert output[9] == f"torch.float64 [{1 + 2.0**-40!r}]"
 
 
 def test_training_is_no_different_in_32_bits(run_python):
