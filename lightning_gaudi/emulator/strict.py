@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 _no_dispatch = torch._C._DisableTorchDispatch
-_data = Tensor.data
+_data: Any = Tensor.data
 
 _VARIABLE = "LIGHTNING_GAUDI_EMULATOR_STRICT"
 
