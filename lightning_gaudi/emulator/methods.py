@@ -18,7 +18,7 @@ from lightning_gaudi.emulator import accounting, dispatch, events
 from lightning_gaudi.emulator.dispatch import to_host
 from lightning_gaudi.emulator.patching import replace
 from lightning_gaudi.emulator.swapping import exchange
-from lightning_gaudi.emulator.tensor import OWN_ATTRIBUTES, HPUTensor, block_of, unwrap
+from lightning_gaudi.emulator.tensor import OWN_ATTRIBUTES, HPUTensor, block_of, unwrap, wrap
 from lightning_gaudi.emulator.transfer import check_index
 
 
@@ -69,14 +69,53 @@ def _reduce_ex(self: HPUTensor, protocol: Any) -> Any:
         accounting.flush("d2h")
     events.emit("d2h", "pickle")
     plain = unwrap(self)
+    attributes = _attributes(self)
     if isinstance(self, nn.Parameter):
-        hooks: OrderedDict[Any, Any] = OrderedDict()
-        return torch._utils._rebuild_parameter, (plain, self.requires_grad, hooks)
+        arguments: tuple[Any, ...] = (plain, self.requires_grad, OrderedDict())
+        if not attributes:
+            return torch._utils._rebuild_parameter, arguments
+        return torch._utils._rebuild_parameter_with_state, (*arguments, attributes)
     plain.requires_grad_(self.requires_grad and self.is_leaf)
+    vars(plain).update(attributes)
     return plain.__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
-def _deepcopy(self: HPUTensor, memo: dict[int, Any]) -> Any:
+def _attributes(self: HPUTensor) -> dict[str, Any]:
+    """What the user has set on a tensor, which its copies and its pickles keep."""
+    return {name: value for name, value in vars(self).items() if name not in OWN_ATTRIBUTES}
+
+
+def _copy(self: HPUTensor) -> Any:
+    """``copy.copy``, which otherwise goes by way of a pickle: the same memory, no gradient."""
+    same: Any = _on_memory_of(self)
+    result = nn.Parameter(same) if isinstance(self, nn.Parameter) else same
+    result.requires_grad_(self.requires_grad)
+    vars(result).update(_attributes(self))
+    return result
+
+
+def _on_memory_of(tensor: HPUTensor) -> HPUTensor:
+    """A tensor of its own that is no view to autograd, with the memory and place of another."""
+    same = wrap(unwrap(tensor), block_of(tensor))
+    same._node = tensor._node
+    return same
+
+
+def _clone(self: HPUTensor, memo: dict[Any, Any]) -> HPUTensor:
+    """A copy of all of a tensor's memory, made once for the tensors that share it."""
+    if self.is_conj() or self.is_neg():
+        return self.clone()  # type: ignore[return-value]
+    storage = self.untyped_storage()
+    clones: dict[Any, HPUTensor] = memo.setdefault("hpu", {})
+    key = storage._cdata, self.dtype
+    if key not in clones:
+        num_elements = storage.nbytes() // self.itemsize
+        clones[key] = self.as_strided((num_elements,), (1,), 0).clone()  # type: ignore[assignment]
+    same: Any = clones[key].as_strided(self.shape, self.stride(), self.storage_offset())
+    return _on_memory_of(same)
+
+
+def _deepcopy(self: HPUTensor, memo: dict[Any, Any]) -> Any:
     if id(self) in memo:
         return memo[id(self)]
     if not self.is_leaf:
@@ -85,17 +124,16 @@ def _deepcopy(self: HPUTensor, memo: dict[int, Any]) -> Any:
             "protocol at the moment. Detach the tensor first."
         )
     with torch.no_grad():
-        copied: Any = self.clone()
-    is_parameter = isinstance(self, nn.Parameter)
+        is_parameter = isinstance(self, nn.Parameter)
+        copied: Any = self.clone() if is_parameter else _clone(self, memo)
     result = nn.Parameter(copied, self.requires_grad) if is_parameter else copied
     memo[id(self)] = result
     if not is_parameter:  # PyTorch copies no gradient and no attributes of parameters
         result.requires_grad_(self.requires_grad)
         if self.grad is not None:
             result.grad = copy.deepcopy(self.grad, memo)
-        for name, value in vars(self).items():
-            if name not in OWN_ATTRIBUTES:
-                setattr(result, name, copy.deepcopy(value, memo))
+        for name, value in _attributes(self).items():
+            setattr(result, name, copy.deepcopy(value, memo))
     return result
 
 
@@ -182,6 +220,7 @@ def attach() -> None:
         "__repr__": _repr,
         "__format__": _format,
         "__reduce_ex__": _reduce_ex,
+        "__copy__": _copy,
         "__deepcopy__": _deepcopy,
     }
     for name in ("new_tensor", "new_empty", "new_zeros", "new_ones", "new_full"):

@@ -174,8 +174,40 @@ def test_deepcopy_of_tensors():
     assert isinstance(copy.deepcopy(nn.Buffer(torch.ones(2, device="hpu"))), nn.Buffer)
     with pytest.raises(RuntimeError, match="Only Tensors created explicitly by the user"):
         copy.deepcopy(tensor * 2)
+
+
+def test_deepcopy_keeps_what_shares_memory_together():
+    whole = torch.arange(6.0, device="hpu")
+    table, row, bits = whole.view(2, 3).t(), whole[1:3], whole.view(torch.int32)
+    in_use = torch.hpu.memory_allocated()
+    copied = copy.deepcopy([row, table, whole])
+    assert torch.hpu.memory_allocated() == in_use + 24
+    copied[0].mul_(10)
+    assert copied[2].tolist() == [0.0, 10.0, 20.0, 3.0, 4.0, 5.0]
+    assert torch.equal(copied[1].cpu(), copied[2].cpu().view(2, 3).t())
+    assert (copied[0].storage_offset(), copied[1].stride()) == (1, (1, 3))
+    assert not copied[0]._is_view()
+    assert whole.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert torch.equal(copy.deepcopy(bits).cpu(), bits.cpu())
+    conjugate = torch.tensor([1 + 2j], device="hpu").conj()
+    assert copy.deepcopy(conjugate).tolist() == [1 - 2j]
+
+
+def test_a_shallow_copy_is_on_the_device_and_in_the_same_memory():
+    tensor = torch.ones(2, device="hpu", requires_grad=True)
+    (tensor * 2).sum().backward()
+    tensor.tag = ["mine"]
     shallow = copy.copy(tensor)
-    assert shallow.tolist() == [1.0, 1.0]
+    assert shallow.device.type == "hpu"
+    assert (shallow.requires_grad, shallow.is_leaf, shallow.grad) == (True, True, None)
+    assert shallow.tag is tensor.tag
+    shallow.detach().add_(1)
+    assert tensor.tolist() == [2.0, 2.0]
+    parameter = copy.copy(nn.Parameter(tensor.detach(), requires_grad=False))
+    assert isinstance(parameter, nn.Parameter)
+    assert not parameter.requires_grad
+    assert parameter.data_ptr() == tensor.data_ptr()
+    assert isinstance(copy.copy(nn.Buffer(tensor.detach())), nn.Buffer)
 
 
 OPTIMIZERS = {

@@ -155,6 +155,16 @@ def test_tied_weights_stay_tied():
     assert loaded[0].weight is loaded[1].weight
 
 
+def test_attributes_are_saved():
+    tensor = torch.ones(2, device="hpu")
+    parameter = nn.Parameter(tensor.clone(), requires_grad=False)
+    tensor.tag = parameter.tag = "mine"
+    loaded = torch.load(saved([tensor, parameter]), weights_only=True)
+    assert [type(t) for t in loaded] == [torch.Tensor, nn.Parameter]
+    assert [vars(t) for t in loaded] == [{"tag": "mine"}, {"tag": "mine"}]
+    assert not loaded[1].requires_grad
+
+
 def test_plain_pickle():
     loaded = pickle.loads(pickle.dumps({"tensor": torch.arange(3, device="hpu")}))
     assert type(loaded["tensor"]) is torch.Tensor
