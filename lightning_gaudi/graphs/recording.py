@@ -87,13 +87,29 @@ class Recorder:
             except (RuntimeError, UnsupportedValueError) as error:
                 refusal = refusal_of(self.name, error, guard.last_line)
                 if refusal is None:
+                    self._write_back(guard, statics, inputs)
                     raise
                 if not guard.undo() and self.reruns_failures:
                     raise cannot_rerun(refusal) from error
                 if refusal is error:
                     raise
                 raise refusal from error
+            except Exception:
+                self._write_back(guard, statics, inputs)
+                raise
             return captured
+
+    def _write_back(
+        self, guard: CaptureGuard, statics: list[Tensor], inputs: Sequence[Tensor]
+    ) -> None:
+        """After the user's own error half-way: leave arguments as op by op leaves them.
+
+        In a dry run nothing was computed, and the call is as if it had not been made.
+        """
+        if not self.binds_inputs:
+            for place in guard.written:
+                with torch.inference_mode(inputs[place].is_inference()):
+                    inputs[place].copy_(statics[place])
 
     def _capture(
         self,

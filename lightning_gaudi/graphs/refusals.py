@@ -28,10 +28,11 @@ def refusal_of(name: str, error: Exception, line: str) -> CaptureError | None:
     if isinstance(error, CaptureError):
         return error
     if isinstance(error, UnsupportedValueError):
+        cache = " For Transformers to return no cache, pass use_cache=False."
         return CaptureError(
             f"cannot capture {name} as an HPU graph: it returns {error.what}, and only tensors in "
-            f"tuples, lists, mappings and dataclasses can be refreshed by a replay. "
-            f"{_WITHOUT_GRAPHS}"
+            "tuples, lists, mappings and dataclasses can be refreshed by a replay."
+            f"{cache if 'Cache' in error.what else ''} {_WITHOUT_GRAPHS}"
         )
     if _FALLBACK_TEXT in str(error):
         return CaptureError(

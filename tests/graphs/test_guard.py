@@ -405,6 +405,20 @@ def test_the_users_own_error_leaves_what_op_by_op_would():
     assert module.calls.item() == 1
 
 
+@pytest.mark.parametrize("inference", [False, True], ids=["no_grad", "inference"])
+@pytest.mark.parametrize("error", [KeyError("mine"), RuntimeError("mine")], ids=repr)
+def test_the_users_own_error_leaves_arguments_as_op_by_op_would(error, inference):
+    def writes(x):
+        x += 1
+        raise error
+
+    with torch.inference_mode(inference), torch.no_grad():
+        x = X.to("hpu")
+        with pytest.raises(type(error), match="mine"):
+            GraphedForward(writes)(x)
+        assert torch.equal(x.cpu(), X + 1)
+
+
 def test_the_guard_is_gone_after_the_capture():
     printing = torch.Tensor.__repr__
     graphed = GraphedForward(lambda x: x * 2)

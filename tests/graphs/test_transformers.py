@@ -5,6 +5,8 @@ Each result is compared with the same model run op by op on the same device with
 
 from __future__ import annotations
 
+import warnings
+
 import lightning as L
 import pytest
 import torch
@@ -14,7 +16,7 @@ from transformers import masking_utils
 from transformers.utils import import_utils
 
 from lightning_gaudi import GaudiStrategy, HPUGraphCallback
-from lightning_gaudi.errors import HostReadError
+from lightning_gaudi.errors import CaptureError, HostReadError
 from lightning_gaudi.graphs import GraphedForward
 from lightning_gaudi.graphs import transformers_masks as ours
 
@@ -271,6 +273,21 @@ def test_a_lightning_module_without_edits():
     for one, other in zip(*outputs, strict=True):
         assert torch.equal(one.cpu(), other.cpu())
     assert (graphs.stats.captures, graphs.stats.replays) == (1, 3)
+
+
+def test_a_returned_cache_is_refused_with_the_remedy():
+    model = make("Llama", "ForCausalLM")
+    batch = arguments("Llama", "ForCausalLM", FULL)
+    del batch["use_cache"]
+    with pytest.raises(CaptureError, match=r"DynamicCache.*use_cache=False"):
+        GraphedForward(model)(**batch)
+    graphed = GraphedForward(model, on_failure="eager")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = graphed(**batch)
+    assert any("op by op from now on" in str(w.message) for w in said)
+    assert torch.equal(result.logits.cpu(), model(**batch).logits.cpu())
+    assert result.past_key_values.get_seq_length() == 8
 
 
 def test_nothing_is_replaced_outside_a_capture():
