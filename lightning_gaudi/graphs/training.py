@@ -29,9 +29,9 @@ from torch.nn.modules import module as nn_module
 from lightning_gaudi.errors import CaptureError
 from lightning_gaudi.graphs.key import Key, key_of
 from lightning_gaudi.graphs.replay import GraphedForward, OnFailure
-from lightning_gaudi.graphs.stats import GraphStats
+from lightning_gaudi.graphs.stats import GraphRow, GraphStats
 from lightning_gaudi.graphs.structure import UnsupportedValueError, flatten
-from lightning_gaudi.graphs.training_capture import NotForGraphsError, capture_training
+from lightning_gaudi.graphs.training_capture import NotForGraphsError, TrainingCapture
 from lightning_gaudi.graphs.training_graph import Call, Mask, TrainingGraph, settings_of
 from lightning_gaudi.graphs.weights import ModuleWatch
 from lightning_gaudi.runtime import capture as hpu_capture
@@ -114,6 +114,8 @@ class GraphedTraining:
 
     def clear(self) -> None:
         """Drop all graphs but those that wait for their backward."""
+        for entry in self._entries.values():
+            self._drop_graphs(entry)
         self._entries.clear()
         self._watch.forget()
         self._gave_up = False
@@ -137,6 +139,9 @@ class GraphedTraining:
         if not any(tensor.requires_grad for tensor in (*inputs, *weights)):
             return self._inference(*args, **kwargs)
         if self._gave_up:
+            return self._run_eagerly(args, kwargs)
+        if torch.is_anomaly_enabled():
+            self._say_once("anomaly detection looks at every gradient on the host.")
             return self._run_eagerly(args, kwargs)
         hook = self._find_hook(weights)
         if hook is not None:
@@ -162,6 +167,7 @@ class GraphedTraining:
         if graph is None:
             return self._capture(entry, call, weights)
         self.stats.replays += 1
+        graph.row.replays += 1
         return graph.replay(call)
 
     # --- the states of a call -------------------------------------------------------------------
@@ -208,33 +214,42 @@ class GraphedTraining:
                 "max_graphs."
             )
             return self._run_eagerly(call.args, call.kwargs)
-        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
         started = time.perf_counter()
+        bytes_before = hpu_capture.bytes_in_use()
+        capture = TrainingCapture(
+            self._fn,
+            self.name,
+            call,
+            module=self._module,
+            weights=weights,
+            clone_outputs=self._clone_outputs,
+            asynchronous=self._asynchronous,
+            on_miss=lambda mask: self._on_miss(mask, entry),
+        )
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(_SAVED_TENSOR_HOOKS):
-                graph = capture_training(
-                    self._fn,
-                    self.name,
-                    call,
-                    weights,
-                    sorted(entry.masks),
-                    clone_outputs=self._clone_outputs,
-                    asynchronous=self._asynchronous,
-                    module=self._module,
-                    on_miss=lambda mask: self._on_miss(mask, entry),
-                )
+                graph = capture.run(sorted(entry.masks))
         except (NotForGraphsError, UnsupportedValueError, RuntimeError) as error:
             why = self._reason(error)
             if why is None:
                 raise
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            if not capture.undo():
+                raise CaptureError(
+                    f"{self.name} cannot train as an HPU graph: {why}. Nor can this call run op by "
+                    "op: until then it had written to the module's parameters, and would write "
+                    "twice. Leave this target out of the fit stage."
+                ) from error
             self._give_up(why)
             return self._run_eagerly(call.args, call.kwargs)
         entry.graphs.append(graph)
-        self.stats.captures += 1
-        self.stats.capture_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        graph.row = GraphRow(
+            inputs="forward and backward of "
+            + ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in call.inputs),
+            capture_seconds=seconds,
+            num_bytes=max(0, hpu_capture.bytes_in_use() - bytes_before),
+        )
+        self.stats.note_graph(graph.row)
         return graph.result(call)
 
     def _reason(self, error: Exception) -> str | None:
@@ -256,7 +271,7 @@ class GraphedTraining:
         if self._watch.has_changed():
             self._watch.refresh()
             for entry in self._entries.values():
-                entry.graphs.clear()
+                self._drop_graphs(entry)
         return list({id(tensor): tensor for tensor in self._watch.weights()}.values())
 
     def _find_hook(self, weights: list[Tensor]) -> str | None:
@@ -283,7 +298,12 @@ class GraphedTraining:
             self._give_up("its gradients are differentiated once more (create_graph=True)")
         elif entry is not None and mask not in entry.masks:
             entry.masks.add(mask)
-            entry.graphs.clear()  # the next call captures this backward too
+            self._drop_graphs(entry)  # the next call captures this backward too
+
+    def _drop_graphs(self, entry: _Entry) -> None:
+        for graph in entry.graphs:
+            self.stats.forget_graph(graph.row)
+        entry.graphs.clear()
 
     def _give_up(self, why: str) -> None:
         self._gave_up = True

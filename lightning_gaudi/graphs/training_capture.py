@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gaudi.graphs.guard import CaptureGuard
 from lightning_gaudi.graphs.structure import flatten, rebuild
@@ -20,124 +19,136 @@ class NotForGraphsError(Exception):
     """A forward that runs op by op because a graph of its training step could not be right."""
 
 
-class _Randomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices whether random numbers are drawn."""
-
-    was_seen = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.was_seen |= torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
-
-
-def capture_training(
-    fn: Callable[..., Any],
-    name: str,
-    call: Call,
-    weights: list[Tensor],
-    masks: Iterable[Mask],
-    *,
-    clone_outputs: bool,
-    asynchronous: bool,
-    module: nn.Module,
-    on_miss: OnMiss,
-) -> TrainingGraph:
-    """Capture a call and its backward for each mask. The graph then holds the call's results.
+class TrainingCapture:
+    """One attempt to capture a call with its backwards.
 
     Args:
         fn: The callable.
         name: What messages call it.
         call: The call.
-        weights: All that the callable reads besides its arguments, each once.
-        masks: For which choices of outputs with gradients to capture a backward.
+        module: The module that it reads.
+        weights: That module's parameters and buffers, each once.
         clone_outputs: Whether results are the caller's own.
         asynchronous: Whether replays are asynchronous.
-        module: The module that it reads.
         on_miss: See `TrainingGraph`.
-
-    Raises:
-        NotForGraphsError: A graph could not be right, though nothing is wrong with the callable.
-        CaptureError: The callable cannot be captured.
-        Exception: Whatever the callable raises, unchanged.
     """
-    graph = hpu_capture.new_graph()
-    with torch.inference_mode(False), torch.no_grad():
-        buffers = [torch.empty_like(tensor, requires_grad=False) for tensor in call.inputs]
-        if buffers:
-            torch._foreach_copy_(buffers, call.inputs)
-        for buffer, tensor in zip(buffers, call.inputs, strict=True):
-            buffer.requires_grad_(tensor.requires_grad)
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        name: str,
+        call: Call,
+        *,
+        module: nn.Module,
+        weights: list[Tensor],
+        clone_outputs: bool,
+        asynchronous: bool,
+        on_miss: OnMiss,
+    ) -> None:
+        self._fn = fn
+        self._name = name
+        self._weights = weights
+        self._options: dict[str, Any] = {
+            "module": module,
+            "clone_outputs": clone_outputs,
+            "asynchronous": asynchronous,
+            "on_miss": on_miss,
+        }
         found: list[Tensor] = []
         flatten((call.args, call.kwargs), found)
-        by_id = {id(given): buffer for given, buffer in zip(call.inputs, buffers, strict=True)}
-        args, kwargs = rebuild((call.args, call.kwargs), iter([by_id.get(id(t), t) for t in found]))
-        guard = CaptureGuard(name, buffers, weights, [t for t in found if id(t) not in by_id])
-        randomness = _Randomness()  # type: ignore[no-untyped-call]
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            _own_autocast_cache(),
-            hpu_capture.capture(graph),
-            guard,
-            randomness,
-        ):
-            output = fn(*args, **kwargs)
-    except RuntimeError as error:
-        if "leaf Variable" in str(error):  # the buffers are leaves where the arguments are not
-            raise NotForGraphsError("it writes to an argument that needs a gradient") from error
-        raise
-    if guard.failure is not None:
-        raise guard.failure
-    if guard.written:
-        raise NotForGraphsError("it writes to its arguments")
-    tensors: list[Tensor] = []
-    flatten(output, tensors)
-    places = {id(tensor): place for place, tensor in enumerate(buffers)}
-    weight_ids = set(map(id, weights))
-    reached = _leaves_of(tensors)
-    captured = TrainingGraph(
-        name=name,
-        fn=fn,
-        graph=graph,
-        inputs=buffers,
-        output=output,
-        tensors=tensors,
-        sources=[t if id(t) in weight_ids else places.get(id(t)) for t in tensors],
-        weights=[weight for weight in weights if id(weight) in reached],
-        is_repeatable=not (randomness.was_seen or guard.has_written_weights),
-        clone_outputs=clone_outputs,
-        asynchronous=asynchronous,
-        module=module,
-        on_miss=on_miss,
-    )
-    masks = list(masks)
-    for mask in masks:
-        captured.backwards[mask] = _capture_backward(
-            captured, mask, guard, is_last=mask == masks[-1]
-        )
-    if guard.failure is not None:
-        raise guard.failure
-    return captured
-
-
-def _capture_backward(
-    captured: TrainingGraph, mask: Mask, guard: CaptureGuard, *, is_last: bool
-) -> BackwardGraph:
-    """Capture one backward, on gradients of zero; nothing comes of its results."""
-    graph = hpu_capture.new_graph()
-    outputs = [captured.tensors[place] for place in mask]
-    leaves = [tensor for tensor in captured.inputs if tensor.requires_grad] + captured.weights
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("hpu", enabled=False):
-        with guard:  # which gets to know them
-            grad_outputs = [torch.zeros_like(output) for output in outputs]
-        with hpu_capture.capture(graph), guard:
-            grads = torch.autograd.grad(
-                outputs, leaves, grad_outputs, retain_graph=not is_last, allow_unused=True
+        with torch.inference_mode(False), torch.no_grad():
+            self._buffers = [torch.empty_like(t, requires_grad=False) for t in call.inputs]
+            if self._buffers:
+                torch._foreach_copy_(self._buffers, call.inputs)
+            for buffer, tensor in zip(self._buffers, call.inputs, strict=True):
+                buffer.requires_grad_(tensor.requires_grad)
+            by_id = {id(t): buffer for t, buffer in zip(call.inputs, self._buffers, strict=True)}
+            self._arguments = rebuild(
+                (call.args, call.kwargs), iter([by_id.get(id(t), t) for t in found])
             )
-    return BackwardGraph(graph=graph, grad_outputs=grad_outputs, grads=list(grads))
+            host_arguments = [tensor for tensor in found if id(tensor) not in by_id]
+            self._guard = CaptureGuard(name, self._buffers, weights, host_arguments)
+
+    def undo(self) -> bool:
+        """Put back what a failed capture has changed.
+
+        Returns:
+            Whether the call can now run op by op: not where it wrote to a parameter.
+        """
+        return self._guard.undo()
+
+    def run(self, masks: Iterable[Mask]) -> TrainingGraph:
+        """Capture the forward, and a backward for each mask. The graph then holds the results.
+
+        Raises:
+            NotForGraphsError: A graph could not be right, though the callable is.
+            CaptureError: The callable cannot be captured.
+            UnsupportedValueError: It returns something that a replay cannot refresh.
+            Exception: Whatever the callable raises, unchanged.
+        """
+        captured = self._capture_forward()
+        pending = list(masks)
+        while pending:
+            mask = pending.pop()
+            captured.backwards[mask] = self._capture_backward(captured, mask, bool(pending))
+        if self._guard.failure is not None:
+            raise self._guard.failure
+        return captured
+
+    def _capture_forward(self) -> TrainingGraph:
+        graph = hpu_capture.new_graph()
+        guard = self._guard
+        args, kwargs = self._arguments
+        try:
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                _own_autocast_cache(),
+                hpu_capture.capture(graph),
+                guard,
+            ):
+                output = self._fn(*args, **kwargs)
+        except RuntimeError as error:
+            if "leaf Variable" in str(error):  # the buffers are leaves where the arguments are not
+                raise NotForGraphsError("it writes to an argument that needs a gradient") from error
+            raise
+        if guard.failure is not None:
+            raise guard.failure
+        if guard.written:
+            raise NotForGraphsError("it writes to its arguments")
+        tensors: list[Tensor] = []
+        flatten(output, tensors)
+        places = {id(tensor): place for place, tensor in enumerate(self._buffers)}
+        weight_ids = set(map(id, self._weights))
+        reached = _leaves_of(tensors)
+        return TrainingGraph(
+            name=self._name,
+            fn=self._fn,
+            graph=graph,
+            inputs=self._buffers,
+            output=output,
+            tensors=tensors,
+            sources=[t if id(t) in weight_ids else places.get(id(t)) for t in tensors],
+            weights=[weight for weight in self._weights if id(weight) in reached],
+            is_repeatable=not (guard.draws_random or guard.has_written_weights),
+            **self._options,
+        )
+
+    def _capture_backward(
+        self, captured: TrainingGraph, mask: Mask, retain_graph: bool
+    ) -> BackwardGraph:
+        """Capture one backward, on gradients of zero; nothing comes of its results."""
+        graph = hpu_capture.new_graph()
+        outputs = [captured.tensors[place] for place in mask]
+        leaves = [tensor for tensor in self._buffers if tensor.requires_grad] + captured.weights
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("hpu", enabled=False):
+            with self._guard:  # which gets to know them
+                grad_outputs = [torch.zeros_like(output) for output in outputs]
+            with hpu_capture.capture(graph), self._guard:
+                grads = torch.autograd.grad(
+                    outputs, leaves, grad_outputs, retain_graph=retain_graph, allow_unused=True
+                )
+        return BackwardGraph(graph=graph, grad_outputs=grad_outputs, grads=list(grads))
 
 
 def _leaves_of(outputs: list[Tensor]) -> set[int]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gaudi.errors import CaptureError
+from lightning_gaudi.graphs.stats import GraphRow
 from lightning_gaudi.graphs.structure import flatten, rebuild
 from lightning_gaudi.runtime import capture as hpu_capture
 
@@ -106,14 +107,15 @@ class TrainingGraph:
         tensors: The tensors of `output`, in order.
         sources: For each of them the place of the input that it is, or the weight that it is; None
             for a result of the graph.
-        weights: Weights that some backward gives a gradient.
-        backwards: The backwards by mask.
+        weights: Weights that get a gradient from some output.
         is_repeatable: Whether running the callable again gives the same and writes nothing.
         clone_outputs: Whether results are the caller's own.
         asynchronous: Whether replays are asynchronous.
         module: The module that it reads.
         on_miss: Called with a backward's mask where no graph has that backward; with None for one
             that is to be differentiated itself.
+        backwards: The backwards by mask.
+        row: What is told of it.
     """
 
     name: str
@@ -130,6 +132,7 @@ class TrainingGraph:
     module: nn.Module
     on_miss: OnMiss
     backwards: dict[Mask, BackwardGraph] = field(default_factory=dict)
+    row: GraphRow = field(default_factory=GraphRow)
     _lease: weakref.ref[Lease] | None = None
 
     @property
