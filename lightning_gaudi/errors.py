@@ -6,6 +6,7 @@
       ConfigurationError     (ValueError)     an argument that cannot be
       CaptureError           (RuntimeError)   a forward cannot be captured as an HPU graph
         HostReadError                         it reads a device value on the host
+      ReplayMismatchError    (RuntimeError)   a replay gave another result (verify=True)
 
 Each message says what was expected, what came, and what to do.
 """
@@ -33,3 +34,7 @@ class CaptureError(GaudiError, RuntimeError):
 
 class HostReadError(CaptureError):
     """A forward reads a device value on the host, which a capture would freeze for ever."""
+
+
+class ReplayMismatchError(GaudiError, RuntimeError):
+    """A replayed forward gave another result than running it op by op."""

@@ -1,45 +1,18 @@
-"""Which forwards of a LightningModule are captured, and how a forward is swapped and put back.
-
-Only the attribute ``forward`` of an instance is swapped, never the module, so that parameter names
-and hooks stay as they are.
-"""
+"""Which forwards of a LightningModule are captured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Any
+from collections.abc import Iterator
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 from torchmetrics import Metric
 
+from lightning_gaudi.callbacks.options import check_targets
 from lightning_gaudi.errors import ConfigurationError
 
-_ABSENT = object()
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
-
-
-class ForwardSwap:
-    """A swapped ``forward`` that can be put back.
-
-    Args:
-        module: The module.
-        replacement: Its new ``forward``.
-    """
-
-    def __init__(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
-        self._module = module
-        # Under DDP Lightning has an instance attribute of its own here: restore it, never delete.
-        self._before = module.__dict__.get("forward", _ABSENT)
-        module.forward = replacement
-
-    def undo(self) -> None:
-        """Put back whatever instance attribute was there before. Calling it again does nothing."""
-        if self._before is _ABSENT:
-            self._module.__dict__.pop("forward", None)
-        else:
-            self._module.forward = self._before
 
 
 def choose_targets(
@@ -62,48 +35,23 @@ def choose_targets(
     """
     if names is None:
         own = getattr(module, "hpu_graph_targets", None)
-        names = (own,) if isinstance(own, str) else None if own is None else tuple(own)
+        names = check_targets(own)
     if names is not None:
-        return {name: _find(module, name) for name in names}, True
+        found: dict[int, tuple[str, nn.Module]] = {}
+        for name in names:
+            target = _find(module, name)
+            found.setdefault(id(target), (name, target))  # one module under two names is one
+        return dict(found.values()), True
     if _defines_forward(module):
         return {"forward": module}, True
-    return dict(_children(module)), False
-
-
-def count_calls(module: LightningModule, skip: dict[str, nn.Module]) -> Iterator[CallCounter]:
-    """Count the calls of the children that are no targets, to name them in a warning."""
-    chosen = set(map(id, skip.values()))
-    for name, child in _children(module):
-        if id(child) not in chosen:
-            yield CallCounter(name, child)
-
-
-class CallCounter:
-    """Counts the calls of a module's forward.
-
-    Attributes:
-        name: The module's name.
-        calls: How often its forward was called.
-    """
-
-    def __init__(self, name: str, module: nn.Module) -> None:
-        self.name = name
-        self.calls = 0
-        forward = module.forward
-
-        @wraps(forward)
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            return forward(*args, **kwargs)
-
-        self.swap = ForwardSwap(module, counting)
+    return dict(children_of(module)), False
 
 
 def _find(module: LightningModule, name: str) -> nn.Module:
     if name in ("", "forward"):
         return module
     try:
-        return module.get_submodule(name)
+        found = module.get_submodule(name)
     except AttributeError:
         children = ", ".join(repr(child) for child, _ in module.named_children()) or "none"
         raise ConfigurationError(
@@ -111,18 +59,43 @@ def _find(module: LightningModule, name: str) -> nn.Module:
             f"children are: {children}; deeper ones are named with dots, and 'forward' is the "
             "module's own."
         ) from None
+    if isinstance(found, torch.jit.ScriptModule):
+        raise ConfigurationError(
+            f"HPUGraphCallback: {name!r} of {type(module).__name__} is a torch.jit module, whose "
+            "forward cannot be swapped. Name a module around it, or capture the module that it was "
+            "made from."
+        )
+    return found
 
 
 def _defines_forward(module: LightningModule) -> bool:
     return type(module).forward is not LightningModule.forward
 
 
-def _children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Children that can be called: lists and dicts are looked into, metrics keep their state."""
+def children_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Children that can be swapped, by name: lists and dicts are looked into.
+
+    Metrics are none, for they keep their state; scripted modules neither (see `scripted_children`).
+    """
+    for name, child in _called_children(module, prefix):
+        if not isinstance(child, torch.jit.ScriptModule):
+            yield name, child
+
+
+def scripted_children(module: nn.Module) -> list[str]:
+    """Names of children whose forward cannot be swapped, since it is TorchScript."""
+    return [
+        name
+        for name, child in _called_children(module)
+        if isinstance(child, torch.jit.ScriptModule)
+    ]
+
+
+def _called_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         if isinstance(child, Metric):
             continue
         if isinstance(child, _CONTAINERS):
-            yield from _children(child, f"{prefix}{name}.")
+            yield from _called_children(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", child
