@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from lightning_gaudi.emulator import accounting, capture, events, mixed_devices
+from lightning_gaudi.emulator import accounting, capture, events, foreach, mixed_devices
 from lightning_gaudi.emulator.memory import Block
 from lightning_gaudi.emulator.mode import is_lazy
 from lightning_gaudi.emulator.ops import OpInfo, OpKind
@@ -245,6 +245,13 @@ def _copy_(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return info.call(*args, **kwargs)
 
 
+def _foreach_copy_(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``_foreach_copy_``, which refills a graph's inputs: with fewer steps where that is right."""
+    if kwargs or len(args) > 2 or capture.current is not None or not is_lazy():
+        return _run(info, args, kwargs)
+    return None if foreach.copy_all(info.name, *args) else _run(info, args, kwargs)
+
+
 def _to_copy(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``_to_copy``: a transfer where `to_host` asked for one, otherwise an op on the device.
 
@@ -350,6 +357,7 @@ def _change_storage(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 _handlers: dict[Any, Handler] = {
     _aten.copy_.default: _copy_,
+    _aten._foreach_copy_.default: _foreach_copy_,
     _aten._to_copy.default: _to_copy,
     _aten.to.dtype_layout: _to,
     _aten.detach.default: _detach,
