@@ -20,6 +20,7 @@ Where the quick one finds a difference, the exact one decides.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from operator import attrgetter, is_, itemgetter, methodcaller
 from typing import Any
@@ -153,7 +154,6 @@ class _Look:
         is_plain = all(vars(module).keys() >= set(_SEEN) for module in modules)
         self._read: Any = _read_dict if is_plain else _read_object
         self._modules: list[Any] = list(map(vars, modules)) if is_plain else list(modules)
-        self._seen = [part for module in self._modules for part in self._read(module)]
         tables: list[dict[str, Any]] = [
             table
             for module in modules
@@ -163,39 +163,47 @@ class _Look:
         self._empty = [table for table in tables if not table]
         are_dicts = all(isinstance(table, dict) for table in tables)
         self._values_of: Any = dict.values if are_dicts else methodcaller("values")
+        self._names_of: Any = dict.keys if are_dicts else methodcaller("keys")
         self._sizes = list(map(len, self._filled))
-        self._names = list(chain.from_iterable(self._filled))
-        self._values = list(chain.from_iterable(map(self._values_of, self._filled)))
         self.hooks = [
             hooks
             for module in modules[1:]
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
         self._weights = list({id(tensor): tensor for tensor in _weights_of(modules)}.values())
-        # The storages are held, so that a new one cannot have the address of an old one, and so
-        # that PyTorch answers with the same Python object.
-        self._storages = list(map(Tensor.untyped_storage, self._weights))
         self._partial = [
             tensor
-            for tensor, storage in zip(self._weights, self._storages, strict=True)
-            if tensor.numel() * tensor.element_size() != storage.nbytes()
+            for tensor in self._weights
+            if tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes()
         ]
-        self._offsets = list(map(Tensor.storage_offset, self._partial))
+        self._offsets = self._read_offsets()
+        # Storages are held, so that a new one cannot have the address of an old one, and so that
+        # PyTorch answers with the same Python object.
+        self._seen = list(self._objects())
         self._layouts = list(map(_layout_of, self._weights))
         self._checks: dict[Any, TensorCheck | None] = {}
 
     def is_the_same(self, state: Any) -> bool:
         """Whether nothing has changed; False may also mean that something only looks different."""
         return (
-            all(map(is_, chain.from_iterable(map(self._read, self._modules)), self._seen))
+            all(map(is_, self._objects(), self._seen))
             and not any(self._empty)
             and list(map(len, self._filled)) == self._sizes
-            and all(map(is_, chain.from_iterable(map(self._values_of, self._filled)), self._values))
-            and all(map(is_, chain.from_iterable(self._filled), self._names))
-            and all(map(is_, map(Tensor.untyped_storage, self._weights), self._storages))
-            and list(map(Tensor.storage_offset, self._partial)) == self._offsets
+            and (not self._partial or self._read_offsets() == self._offsets)
             and self._have_same_layouts(state)
         )
+
+    def _objects(self) -> Iterator[Any]:
+        """Everything that must be the very object that it was, in one order."""
+        return chain(
+            chain.from_iterable(map(self._read, self._modules)),
+            chain.from_iterable(map(self._values_of, self._filled)),
+            chain.from_iterable(map(self._names_of, self._filled)),
+            map(Tensor.untyped_storage, self._weights),
+        )
+
+    def _read_offsets(self) -> list[Any]:
+        return list(map(Tensor.storage_offset, self._partial))
 
     def _have_same_layouts(self, state: Any) -> bool:
         check = self._checks.get(state)
