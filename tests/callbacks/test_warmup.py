@@ -1,0 +1,183 @@
+"""`warmup`: graphs that are there before the first batch."""
+
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+from callbacks.runs import Classifier, WithForward, data, make, trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_gaudi import HPUGraphCallback
+from lightning_gaudi.errors import ConfigurationError
+
+
+class Tagger(L.LightningModule):
+    """Takes a batch's names as arguments."""
+
+    hpu_graph_targets = ("model",)
+
+    def __init__(self):
+        super().__init__()
+        self.model = Embeds()
+
+    def predict_step(self, batch, batch_idx):
+        return self.model(**{name: batch[name] for name in ("ids", "mask")})
+
+
+class Embeds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4)
+
+    def forward(self, ids, mask):
+        return (self.embedding(ids) * mask[..., None]).sum(1)
+
+
+class Collator:
+    buckets = (4, 8)
+
+    def __call__(self, rows):
+        length = next(bucket for bucket in self.buckets if bucket >= max(map(len, rows)))
+        ids = torch.stack([nn.functional.pad(row, (0, length - len(row))) for row in rows])
+        return {"ids": ids, "mask": (ids > 0).float(), "label": torch.zeros(len(rows))}
+
+
+def texts():
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randint(1, 10, (n,), generator=generator) for n in (3, 4, 7, 8, 2, 6, 1, 4)]
+    return DataLoader(rows, batch_size=2, collate_fn=Collator())
+
+
+class CountsCaptures(L.Callback):
+    """Captures that there are when the first batch comes."""
+
+    def __init__(self, callback):
+        self.callback = callback
+        self.before = None
+
+    def on_predict_batch_start(self, *args):
+        if self.before is None:
+            self.before = sum(
+                len(graphs.forward.stats.graphs) for graphs in self.callback._graphs.values()
+            )
+
+
+def predict(module, loader, callback):
+    counts = CountsCaptures(callback)
+    found = torch.cat(trainer(callback, counts).predict(module, loader))
+    assert torch.equal(found, torch.cat(trainer().predict(module, loader)))
+    return counts.before
+
+
+def test_shapes_by_argument_name():
+    warmup = [{"ids": [2, n, "int64"], "mask": [2, n]} for n in (4, 8)]
+    callback = HPUGraphCallback(warmup=warmup, pad_batch=False)
+    assert predict(make(Tagger), texts(), callback) == 2
+    assert callback.stats.captures == 2
+    one = HPUGraphCallback(warmup=warmup[0], pad_batch=False)
+    assert predict(make(Tagger), texts(), one) == 1
+
+
+@pytest.mark.parametrize("warmup", [[[[4, 4]], [[2, 4]]], [[4, 4], [2, 4, "float32"]]], ids=str)
+def test_shapes_of_positional_arguments(warmup):
+    callback = HPUGraphCallback(warmup=warmup, pad_batch=False)
+    assert predict(make(WithForward), data(), callback) == 2
+    assert callback.stats.captures == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_other_precisions(precision):
+    callback = HPUGraphCallback(warmup=[[4, 4], [2, 4]], pad_batch=False)
+    module = make(WithForward)
+    trainer(callback, precision=precision).predict(module, data())
+    assert callback.stats.captures == 2
+
+
+def test_several_targets():
+    warmup = {"body": [4, 4], "head": [[4, 8], [2, 8]]}
+    callback = HPUGraphCallback(targets=["body", "head"], warmup=warmup, pad_batch=False)
+    assert predict(make(), data(), callback) == 3
+    assert callback.stats.captures == 4
+
+
+def test_buckets_of_a_collator():
+    callback = HPUGraphCallback(warmup="buckets", pad_batch=False)
+    assert predict(make(Tagger), texts(), callback) == 2
+    assert callback.stats.captures == 2
+
+
+def test_buckets_of_a_datamodule():
+    class Module(L.LightningDataModule):
+        buckets = (4, 8, 16)
+
+        def predict_dataloader(self):
+            return DataLoader(texts().dataset, batch_size=2, collate_fn=lambda r: Collator()(r))
+
+    callback = HPUGraphCallback(warmup="buckets", pad_batch=False)
+    trainer(callback).predict(make(Tagger), datamodule=Module())
+    assert callback.stats.captures == 3
+
+
+def test_graphs_are_warm_over_the_validations_of_a_fit():
+    callback = HPUGraphCallback(
+        "validate", targets=["body"], warmup=[[4, 4], [2, 4]], pad_batch=False
+    )
+    trainer(callback, max_epochs=3).fit(make(), data(), data())
+    assert callback.stats.captures == 2
+
+
+def test_a_progress_bar(capsys):
+    callback = HPUGraphCallback(warmup=[[4, 4]])
+    trainer(callback, enable_progress_bar=True).predict(make(WithForward), data())
+    assert "Capturing HPU graphs" in capsys.readouterr().out
+    trainer(HPUGraphCallback(warmup=[[4, 4]])).predict(make(WithForward), data())
+    assert "Capturing HPU graphs" not in capsys.readouterr().out
+
+
+class OddBatches(Collator):
+    def __call__(self, rows):
+        return [*super().__call__(rows).values()]
+
+
+class OddLength(Collator):
+    buckets = (5, 6)
+
+    def __call__(self, rows):
+        return Collator()(rows)
+
+
+class OddNames(Collator):
+    def __call__(self, rows):
+        return {"words": super().__call__(rows)["ids"]}
+
+
+def odd(collator):
+    return lambda: DataLoader(texts().dataset, batch_size=2, collate_fn=collator())
+
+
+@pytest.mark.parametrize(
+    ("warmup", "loader", "message"),
+    [
+        ("buckets", data, "warmup='buckets' needs buckets, and neither the datamodule"),
+        ("buckets", odd(OddBatches), "mappings of argument names to tensors.*type list"),
+        ("buckets", odd(OddLength), r"no tensor of a batch has one of the buckets \[5, 6\]"),
+        ("buckets", odd(OddNames), r"target 'model' takes none of a batch's \['words'\] by name"),
+        ({"ids": [2, "int65"]}, texts, "'int65' is no dtype of torch"),
+        ({"ids": [2, -4]}, texts, r"\[2, -4\] is no shape"),
+        ({"modle": {"ids": [2, 4]}}, texts, "warmup names a target 'modle', but the targets are"),
+        (["ids"], texts, "a call must be a mapping of argument names to shapes.*it is 'ids'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_warmed_up(warmup, loader, message):
+    with pytest.raises(ConfigurationError, match=message):
+        trainer(HPUGraphCallback(warmup=warmup)).predict(make(Tagger), loader())
+
+
+def test_several_targets_must_be_named():
+    with pytest.raises(
+        ConfigurationError, match=r"which target its shapes are.*'body', 'head'"
+    ):
+        trainer(HPUGraphCallback(warmup=[[4, 4]])).predict(make(Classifier), data())
