@@ -221,7 +221,8 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._refuse(name, "copies a device tensor to the host", _REMEDY_COPY)
         if name in _BATCH_NORMS and len(args) > 5:
             for tensor in args[3:5] if args[5] else ():
-                self._note_write(_storage_of(tensor))
+                if tensor is not None:
+                    self._note_write(_storage_of(tensor))
             return
         for position, argument in enumerate(schema.arguments):
             alias = argument.alias_info

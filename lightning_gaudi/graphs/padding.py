@@ -103,24 +103,25 @@ def _fit(inputs: Sequence[Tensor], graph: KnownGraph) -> Fit | None:
     return Fit(rows, captured_rows, tuple(batched))
 
 
-def pad(tensor: Tensor, fit: Fit, *, cyclically: bool = False) -> Tensor:
+def pad(tensor: Tensor, fit: Fit, *, unevenly: bool = False) -> Tensor:
     """A copy with as many rows as were captured.
 
     Args:
         tensor: Of shape (fit.rows, ...).
         fit: The two numbers of rows.
-        cyclically: Whether the padding is the rows from the first on, over and over, in place of
-            the last row repeated.
+        unevenly: Whether the padding is other rows than the last one, some more often than others
+            so that means over the rows change too.
 
     Returns:
         A new tensor of shape (fit.captured_rows, ...).
     """
     missing = fit.captured_rows - fit.rows
     with torch.no_grad():
-        if not cyclically:
+        if not unevenly:
             return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
-        whole, rest = divmod(missing, fit.rows)
-        return torch.cat([tensor, *[tensor] * whole, tensor[:rest]])
+        again = torch.cat([tensor[:1], tensor])[:missing]
+        first = tensor[:1].expand(missing - again.shape[0], *tensor.shape[1:])
+        return torch.cat([tensor, again, first])
 
 
 def differs(result: Any, expected: Any, low_precision: torch.dtype | None = None) -> str | None:
@@ -199,7 +200,7 @@ class BatchPadding:
             if _rows_are_equal(question.inputs, fit):
                 return expected  # this says nothing about other batches
             others: _Originals = {}
-            args, kwargs = _padded(question, fit, others, cyclically=True)
+            args, kwargs = _padded(question, fit, others, unevenly=True)
             if not _is_identical(ours, _slice(question.call(*args, **kwargs), fit, others)):
                 difference = "its rows depend on what it was padded with"
         if difference is not None:
@@ -216,13 +217,13 @@ class BatchPadding:
 
 
 def _padded(
-    question: PaddingQuestion, fit: Fit, originals: _Originals, *, cyclically: bool = False
+    question: PaddingQuestion, fit: Fit, originals: _Originals, *, unevenly: bool = False
 ) -> tuple[Any, Any]:
     """The padded arguments; `originals` gets the tensor that each padded one stands for, by id."""
     by_id = {id(tensor): tensor for tensor in question.inputs}
     for place in fit.batched:
         tensor = question.inputs[place]
-        padded = pad(tensor, fit, cyclically=cyclically)
+        padded = pad(tensor, fit, unevenly=unevenly)
         by_id[id(tensor)] = padded
         originals[id(padded)] = (padded, tensor)
     found: list[Tensor] = []
