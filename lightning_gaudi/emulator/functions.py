@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
+from lightning_gaudi.emulator import accounting, events
 from lightning_gaudi.emulator.patching import replace
 from lightning_gaudi.emulator.tensor import HPUTensor, unwrap, wrap
 from lightning_gaudi.emulator.transfer import check_index
@@ -27,6 +28,7 @@ _LIKE = (
     "randint_like",
 )
 _FROM_DATA = ("as_tensor", "asarray", "tensor")
+_PYTHON_DATA = frozenset({list, tuple, int, float, bool, complex})
 # These take ``out=`` and ``device=``, and C++ compares the two.
 _INTO = (
     "arange",
@@ -66,9 +68,26 @@ def _like(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
+def _holds_hpu_tensor(data: Any) -> bool:
+    if type(data) not in (list, tuple):
+        return False
+    kinds = set(map(type, data))
+    if list in kinds or tuple in kinds:
+        return any(map(_holds_hpu_tensor, data))
+    return HPUTensor in kinds
+
+
 def _from_data(plain_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def function(*args: Any, **kwargs: Any) -> Tensor:
         device = kwargs.get("device")
+        if args and type(args[0]) in _PYTHON_DATA and not torch.compiler.is_compiling():
+            # C++ reads the elements and copies the result with dispatch turned off.
+            if _holds_hpu_tensor(args[0]):
+                accounting.before_host_read(plain_function.__name__)
+            result = plain_function(*args, **kwargs)
+            if type(result) is HPUTensor:
+                events.emit("h2d", plain_function.__name__)
+            return result
         if device is not None and args and type(args[0]) is HPUTensor:
             if _is_hpu(device):
                 kwargs.pop("device")

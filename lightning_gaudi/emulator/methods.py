@@ -160,6 +160,17 @@ def _set_data(self: Tensor, value: Tensor) -> None:
         exchange(self, moved)
 
 
+_plain_setitem: Any = Tensor.__setitem__
+_NUMBERS = frozenset({int, float, bool, complex})
+
+
+def _setitem(self: HPUTensor, index: Any, value: Any) -> None:
+    """``tensor[index] = value``: C++ makes a tensor of a number, on the device but for the CPU."""
+    if type(value) in _NUMBERS:
+        value = torch.scalar_tensor(value, dtype=self.dtype, device=self.device)
+    _plain_setitem(self, index, value)
+
+
 _plain_type: Any = Tensor.type
 
 
@@ -213,6 +224,7 @@ def attach() -> None:
         "new": _legacy_new,
         "tolist": tolist,
         "numpy": numpy,
+        "__setitem__": _setitem,
         "data": property(_get_data, _set_data),
         "type": _type,
         "__dlpack__": _dlpack,

@@ -135,6 +135,51 @@ def test_copies_are_recorded():
     assert all("test_transfers.py" in event.line for event in events)
 
 
+@pytest.mark.parametrize("make", [torch.tensor, torch.as_tensor, torch.asarray])
+def test_python_data_is_copied_to_the_device(make):
+    with emulator.record() as events:
+        assert make([[1.0], [2.0]], device="hpu").tolist() == [[1.0], [2.0]]
+        with torch.device("hpu"):
+            assert make(3.0).device.type == "hpu"
+        make([1.0])
+    kinds = [(event.kind, event.cause) for event in events]
+    assert kinds == [
+        ("h2d", make.__name__),
+        ("host_read", "tolist"),
+        ("d2h", "_to_copy"),
+        ("h2d", make.__name__),
+    ]
+    assert all("test_transfers.py" in event.line for event in events)
+
+
+@pytest.mark.parametrize("make", [torch.tensor, torch.as_tensor, torch.asarray])
+def test_a_tensor_from_numbers_on_the_device_reads_them(make):
+    loss = torch.ones(2, device="hpu").sum()
+    with emulator.record() as events:
+        assert make([[0.0, loss], (loss, 1.0)]).tolist() == [[0.0, 2.0], [2.0, 1.0]]
+    kinds = [(event.kind, event.cause) for event in events if event.kind != "compile"]
+    assert kinds == [("flush", make.__name__), ("host_read", make.__name__)]
+
+
+def test_a_number_is_assigned_on_the_device():
+    """C++ fills a tensor on the device with it: no copy from the host, and so no flush."""
+    tensor, one = torch.zeros(2, 3, device="hpu") + 1, torch.ones(1, dtype=int, device="hpu")
+    with emulator.record() as events:
+        tensor[0] = 2
+        tensor[:, 1] = 0.5
+        tensor[tensor > 1] = True
+        tensor[one, 0] = 7
+    assert events == []
+    assert tensor.tolist() == [[1.0, 0.5, 1.0], [7.0, 0.5, 1.0]]
+    whole = torch.zeros(2, dtype=torch.int64, device="hpu")
+    whole[0] = 2**40 + 1
+    assert whole.tolist() == [2**40 + 1, 0]
+    with pytest.raises(TypeError, match="can't assign a list to a"):
+        whole[0] = [1]
+    with pytest.raises(IndexError, match="index 2 is out of bounds"):
+        whole[2] = 1
+
+
 def test_other_devices():
     assert HOST.to("hpu").to("meta").device.type == "meta"
     made = torch.nn.Linear(2, 2, device="meta").to_empty(device="hpu")
