@@ -20,6 +20,12 @@ refuses the read and names its line. The wider switch, ``torch.compiler._is_comp
 private and not used: it also sends ``nn.TransformerEncoder`` and models of the T5 and BART families
 down other paths, whereas these names change nothing but whether masks are built.
 
+The other thing here is hooks. A model that was once asked for hidden states or attentions keeps
+hooks of the library's own (``transformers/utils/output_capturing.py``) on its layers. They do
+nothing unless a model further out, whose forward is running, gathers its layers' outputs. So they
+need not forbid replay, as other hooks do, while nobody gathers. Whether somebody does is told by a
+name with an underscore; where a version lacks it, these hooks forbid replay like any other.
+
 The result is that of op by op: a mask that hides nothing adds zero to the scores. Where op by op
 leaves such a mask out, another attention kernel may run, and the last bits may differ.
 """
@@ -38,6 +44,7 @@ _MASK_QUESTIONS = (
     ("transformers.masking_utils", "is_torchdynamo_compiling"),
 )
 _CACHE_QUESTION = ("transformers.pytorch_utils", "is_torchdynamo_compiling")
+_GATHERING = "transformers.utils.output_capturing"
 
 
 @contextmanager
@@ -50,6 +57,14 @@ def masks_are_built() -> Iterator[None]:
         for module, name in (*_first_known(_MASK_QUESTIONS), *_first_known((_CACHE_QUESTION,))):
             stack.enter_context(patch.object(module, name, _yes))
         yield
+
+
+def is_idle_hook(hook: Any) -> bool:
+    """Whether a forward hook is Transformers' own for gathering outputs, and nobody gathers now."""
+    if getattr(hook, "__module__", None) != _GATHERING:
+        return False
+    collector: Any = getattr(sys.modules.get(_GATHERING), "_active_collector", None)
+    return hasattr(collector, "get") and not collector.get()  # None, or asked for nothing
 
 
 def _first_known(questions: tuple[tuple[str, str], ...]) -> list[tuple[Any, str]]:

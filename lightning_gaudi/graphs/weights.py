@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from lightning_gaudi.graphs.tensor_check import TensorCheck, tensor_check
+from lightning_gaudi.graphs.transformers_masks import is_idle_hook
 
 # Private to torch.nn, but every module has had them since before torch 2.6; the public ways to ask
 # (named_parameters, named_modules) take a hundred times as long.
@@ -94,8 +95,9 @@ class ModuleWatch:
         if self._look is not None and not any(self._look.hooks):
             return None
         for module in self._modules[1:]:
-            if module._forward_hooks or module._forward_pre_hooks:
-                return type(module).__name__
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                if not is_idle_hook(hook):
+                    return type(module).__name__
         return None
 
     def weights(self) -> list[Tensor]:
