@@ -173,6 +173,9 @@ def _run_special(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         accounting.before_host_read(info.name)
     elif info.kind is OpKind.COLLECTIVE:
         return _run_collective(info, args, kwargs)
+    elif info.kind is OpKind.METADATA:
+        with _no_dispatch():  # the host knows the answer, on whichever devices the tensors are
+            return _wrap_all(info.call(*args, **kwargs))
     return _run_apart(info, args, kwargs)
 
 

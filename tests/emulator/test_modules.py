@@ -146,6 +146,20 @@ def test_buffers_move():
     assert {b.device.type for b in module.cpu().buffers()} == {"cpu"}
 
 
+def test_a_module_moves_under_inference_mode():
+    host = nn.Linear(2, 2)
+    module = copy.deepcopy(host)
+    weight, x = module.weight, torch.ones(1, 2)
+    with torch.inference_mode():
+        module.to("hpu")
+        assert module.weight is weight
+        assert weight.device.type == "hpu"
+        assert torch.equal(module(x.to("hpu")).cpu(), host(x))
+        assert module.half().weight.dtype == torch.float16
+        assert module.cpu().weight.device.type == "cpu"
+    assert torch._has_compatible_shallow_copy_type(x.to("hpu"), x)
+
+
 def test_deepcopy_of_a_module():
     module = tied().to("hpu")
     module(torch.ones(1, 3, device="hpu")).sum().backward()
