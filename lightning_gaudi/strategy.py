@@ -30,6 +30,7 @@ from lightning_gaudi.runtime import device as hpu
 from lightning_gaudi.runtime import distributed, loading
 from lightning_gaudi.runtime.loading import ExecutionMode
 from lightning_gaudi.step_boundary import StepBoundary
+from lightning_gaudi.step_compilation import CompiledSteps
 
 
 class GaudiStrategy(DDPStrategy):
@@ -41,7 +42,9 @@ class GaudiStrategy(DDPStrategy):
     Args:
         mode: ``"lazy"`` gathers ops into graphs and breaks them with ``mark_step`` after every
             backward, optimizer step and evaluation step and at a stage's end; HPU graphs need it.
-            ``"eager"`` runs op by op, without marks. ``"compile"`` is not supported yet and raises.
+            ``"eager"`` runs op by op, without marks. ``"compile"`` is eager mode with the module's
+            forward and steps compiled: ``torch.compile(..., backend="hpu_backend",
+            dynamic=False)``, so that each new shape is a compilation.
         mark_step_after_backward: Whether lazy mode breaks the graph between backward and optimizer.
         recipe_cache_dir: Where compiled recipes are kept between runs.
         process_group_backend: Backend of the process group where there are several devices.
@@ -50,7 +53,7 @@ class GaudiStrategy(DDPStrategy):
             ``torch.nn.parallel.DistributedDataParallel``.
 
     Raises:
-        ConfigurationError: The mode is unknown, or not supported yet.
+        ConfigurationError: The mode is unknown.
         ExecutionModeError: The Gaudi software is loaded in another mode, or ``PT_HPU_LAZY_MODE``
             asks for another one.
     """
@@ -67,15 +70,9 @@ class GaudiStrategy(DDPStrategy):
         timeout: timedelta | None = default_pg_timeout,
         **ddp: Any,
     ) -> None:
-        if mode == "compile":
-            # Going on would run op by op, which is not what was asked for.
-            raise ConfigurationError(
-                "mode='compile' is not supported by this version yet. Use mode='lazy', or "
-                "mode='eager' with torch.compile(..., backend='hpu_backend', dynamic=False) on "
-                "your own submodules."
-            )
         loading.prepare(mode)
         self.mode = mode
+        self._compiled_steps: CompiledSteps | None = None
         self.step_boundary = StepBoundary(mode, after_backward=mark_step_after_backward)
         if recipe_cache_dir is not None:
             loading.set_recipe_cache(recipe_cache_dir)
@@ -165,6 +162,18 @@ class GaudiStrategy(DDPStrategy):
             Strategy.setup(self, trainer)
         else:
             super().setup(trainer)
+        if self.mode == "compile":
+            assert self.lightning_module is not None
+            if self._compiled_steps is not None:  # of a run that ended without its teardown
+                self._compiled_steps.undo()
+            self._compiled_steps = CompiledSteps(self.lightning_module)
+
+    @override
+    def teardown(self) -> None:
+        """Put back what compile mode has swapped, and move the module to the CPU."""
+        if self._compiled_steps is not None:
+            self._compiled_steps.undo()
+        super().teardown()
 
     @override
     def _setup_model(self, model: Module) -> Module:  # type: ignore[override]

@@ -274,12 +274,7 @@ def test_eager_mode_by_name(run_python: RunPython) -> None:
         assert not loading.is_loaded()
         loading.load("eager")
         assert not loading.is_lazy()
-        try:
-            L.Trainer(strategy="gaudi_compile", logger=False)
-        except lightning_gaudi.errors.ConfigurationError as error:
-            assert str(error).startswith("mode='compile' is not supported by this version yet.")
-        else:
-            raise AssertionError("no error")
+        assert L.Trainer(strategy="gaudi_compile", logger=False).strategy.mode == "compile"
         try:
             L.Trainer(accelerator="hpu", logger=False)
         except lightning_gaudi.errors.ExecutionModeError as error:

@@ -39,6 +39,7 @@ def compile_static(
             + ("runs in lazy mode." if loading.is_loaded() else "is not loaded.")
             + " Use GaudiStrategy(mode='compile')."
         )
+    loading.module("torch.dynamo.compile_backend")  # registers the backend
     compiled: Callable[..., Any] = torch.compile(fn, backend=_backend(on_compile), dynamic=False)
     return compiled
 
