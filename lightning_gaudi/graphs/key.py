@@ -130,6 +130,14 @@ def inputs_in(description: Key) -> list[Any]:
     return [entry for entry in description if _is_input(entry)]
 
 
+def text_of(description: Key) -> str:
+    """Shapes and dtypes of the input tensors, for the reader: ``"2x16 int64, 2x16 bool"``."""
+    return ", ".join(
+        f"{'x'.join(map(str, shape)) or 'one'} {str(dtype).removeprefix('torch.')}"
+        for shape, dtype, *_ in inputs_in(description)
+    )
+
+
 def _is_input(entry: Any) -> bool:
     return isinstance(entry, tuple) and entry[0] != "cpu"
 

@@ -23,8 +23,15 @@ from torch import Tensor
 from lightning_gaudi.graphs.captured import CapturedGraph
 from lightning_gaudi.graphs.guard import CaptureGuard
 from lightning_gaudi.graphs.key import share_memory, storages_of
-from lightning_gaudi.graphs.refusals import cannot_rerun, refusal_of, shared_memory
+from lightning_gaudi.graphs.refusals import (
+    ReplacedWeightError,
+    cannot_rerun,
+    refusal_of,
+    replaced_weight,
+    shared_memory,
+)
 from lightning_gaudi.graphs.structure import UnsupportedValueError, flatten, rebuild
+from lightning_gaudi.graphs.weights import ModuleWatch, Tables, put_back
 from lightning_gaudi.runtime import capture as hpu_capture
 
 
@@ -49,7 +56,7 @@ class Recorder:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         inputs: Sequence[Tensor],
-        weights: list[Tensor],
+        watch: ModuleWatch | None,
         *,
         dry_run: bool,
     ) -> CapturedGraph:
@@ -59,7 +66,8 @@ class Recorder:
             args: Its positional arguments, as given.
             kwargs: Its keyword arguments, as given.
             inputs: The device tensors among them, each once.
-            weights: Parameters and buffers; results that are one of them are returned as they are.
+            watch: The module whose weights the callable reads; results that are one of them are
+                returned as they are.
             dry_run: Whether nothing is computed, so that the result is not there before a replay;
                 nothing is where inputs are bound.
 
@@ -67,12 +75,15 @@ class Recorder:
             CaptureError: A graph could not be right, or the callable cannot be captured.
             Exception: Whatever else the callable raises.
         """
+        is_dry = dry_run or self.binds_inputs
+        weights = [] if watch is None else watch.weights()
+        tables = [] if watch is None else watch.tables()
         found: list[Tensor] = []
         flatten((args, kwargs), found)
         with torch.inference_mode(False), torch.no_grad(), _no_autocast_cache():
             statics = [_static_like(tensor) for tensor in inputs]
             by_id = {id(tensor): static for tensor, static in zip(inputs, statics, strict=True)}
-            if inputs and not self.binds_inputs:
+            if inputs:
                 torch._foreach_copy_(statics, inputs)  # type: ignore[arg-type]
             call = rebuild((args, kwargs), iter([by_id.get(id(t), t) for t in found]))
             guard = CaptureGuard(
@@ -82,34 +93,46 @@ class Recorder:
                 captured = self._capture(call, statics, weights, guard, dry_run)
                 if guard.failure is not None:  # the callable swallowed it
                     raise guard.failure
+                replaced = put_back(tables)
+                if replaced is not None:
+                    raise replaced_weight(self.name, replaced)
                 if captured.writes_in_place:
                     check_memory(self.name, inputs, weights)
             except (RuntimeError, UnsupportedValueError) as error:
                 refusal = refusal_of(self.name, error, guard.last_line)
                 if refusal is None:
-                    self._write_back(guard, statics, inputs)
+                    self._leave_as_op_by_op(guard, statics, inputs, tables, is_dry)
                     raise
-                if not guard.undo() and self.reruns_failures:
+                put_back(tables)
+                is_rerun = self.reruns_failures or isinstance(refusal, ReplacedWeightError)
+                if not guard.undo() and is_rerun:
                     raise cannot_rerun(refusal) from error
                 if refusal is error:
                     raise
                 raise refusal from error
             except Exception:
-                self._write_back(guard, statics, inputs)
+                self._leave_as_op_by_op(guard, statics, inputs, tables, is_dry)
                 raise
             return captured
 
-    def _write_back(
-        self, guard: CaptureGuard, statics: list[Tensor], inputs: Sequence[Tensor]
+    def _leave_as_op_by_op(
+        self,
+        guard: CaptureGuard,
+        statics: list[Tensor],
+        inputs: Sequence[Tensor],
+        tables: Tables,
+        is_dry: bool,
     ) -> None:
         """After the user's own error half-way: leave arguments as op by op leaves them.
 
         In a dry run nothing was computed, and the call is as if it had not been made.
         """
-        if not self.binds_inputs:
-            for place in guard.written:
-                with torch.inference_mode(inputs[place].is_inference()):
-                    inputs[place].copy_(statics[place])
+        if is_dry:
+            put_back(tables)
+            return
+        for place in guard.written:
+            with torch.inference_mode(inputs[place].is_inference()):
+                inputs[place].copy_(statics[place])
 
     def _capture(
         self,
@@ -130,7 +153,7 @@ class Recorder:
             return CapturedGraph(
                 graph, statics, output, results, sources, guard, report.num_sub_graphs
             )
-        marked = [_contiguous_like(tensor) for tensor in statics]
+        marked = [tensor.contiguous() for tensor in statics]
         relaid = [place for place, tensor in enumerate(marked) if tensor is not statics[place]]
         with hpu_capture.capture(graph, dry_run=True, is_collected=True) as report:
             graph.mark_user_inputs(marked)
@@ -192,13 +215,6 @@ def _apart_from(
 def _static_like(tensor: Tensor) -> Tensor:
     """An ordinary tensor of the same shape, dtype, and strides where they do not overlap."""
     return torch.empty_like(tensor, memory_format=torch.preserve_format, requires_grad=False)
-
-
-def _contiguous_like(tensor: Tensor) -> Tensor:
-    """The tensor where it is contiguous, else a contiguous one of the same shape and dtype."""
-    if tensor.is_contiguous():
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 class _no_autocast_cache:

@@ -14,6 +14,10 @@ class CannotRerunError(CaptureError):
     """A capture failed, and running the callable once more would not be right either."""
 
 
+class ReplacedWeightError(CaptureError):
+    """A forward has put something else in the place of a weight; by then that is undone."""
+
+
 def refusal_of(name: str, error: Exception, line: str) -> CaptureError | None:
     """What to raise in place of an error from a capture.
 
@@ -46,6 +50,19 @@ def cannot_rerun(refusal: CaptureError) -> CannotRerunError:
     return CannotRerunError(
         f"{refusal} But on_failure='eager' cannot help here: until then the forward had written "
         "to the module's parameters, and would write twice."
+    )
+
+
+def replaced_weight(name: str, weight: str) -> ReplacedWeightError:
+    """What to raise where a forward puts another tensor in the place of a weight.
+
+    Args:
+        name: What is being captured.
+        weight: The name of the weight in its module.
+    """
+    return ReplacedWeightError(
+        f"cannot capture {name} as an HPU graph: it replaces {weight!r} in its module, which a "
+        f"replay does not. Write to it in place (self.{weight}.copy_(...)). {_WITHOUT_GRAPHS}"
     )
 
 

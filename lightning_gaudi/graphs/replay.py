@@ -28,14 +28,14 @@ from lightning_gaudi.graphs.captured import CapturedGraph
 from lightning_gaudi.graphs.key import (
     Key,
     describe,
-    inputs_in,
     modes,
     read_call,
+    text_of,
 )
 from lightning_gaudi.graphs.padded_call import Padding, PaddingQuestion, family_of, known_graphs
 from lightning_gaudi.graphs.padding import BatchPadding
 from lightning_gaudi.graphs.recording import Recorder, check_memory
-from lightning_gaudi.graphs.refusals import CannotRerunError
+from lightning_gaudi.graphs.refusals import CannotRerunError, ReplacedWeightError
 from lightning_gaudi.graphs.stats import GraphStats
 from lightning_gaudi.graphs.structure import UnsupportedValueError
 from lightning_gaudi.graphs.warmup import example_call
@@ -115,6 +115,7 @@ class GraphedForward:
         # The graph that was last used in each family of calls: the one to try first.
         self._latest: dict[Key, CapturedGraph] = {}
         self._num_uses = 0
+        self._postponed: set[Key] = set()
         self._failed = False
         self._said: set[str] = set()
         # See graphs/padded_call.py. None: every call that has no graph is captured.
@@ -169,6 +170,8 @@ class GraphedForward:
             try:
                 if captured is None:
                     self._capture(key, inputs, args, kwargs, dry_run=True)
+            except ReplacedWeightError:
+                continue  # its first real call may make a buffer
             except CaptureError as error:
                 if not self._accepts_failure(error):
                     raise
@@ -249,7 +252,7 @@ class GraphedForward:
             )
         if captured.written or captured.writes_weights:
             try:
-                check_memory(self.name, inputs, self._weights())
+                check_memory(self.name, inputs, [] if watch is None else watch.weights())
             except CaptureError as error:
                 if not self._accepts_failure(error):
                     raise
@@ -286,7 +289,10 @@ class GraphedForward:
         try:
             captured = self._capture(key, inputs, args, kwargs)
         except CaptureError as error:
-            if not self._accepts_failure(error):
+            # A forward may make a buffer when it is first called: let it, and capture the next.
+            is_first = isinstance(error, ReplacedWeightError) and key not in self._postponed
+            self._postponed.add(key)
+            if not is_first and not self._accepts_failure(error):
                 raise
         else:
             given: Sequence[Tensor] | None = captured.buffers
@@ -316,17 +322,14 @@ class GraphedForward:
         self._make_room()
         hpu_capture.collect_garbage()  # before memory is measured, and not again
         bytes_before = hpu_capture.bytes_in_use()
-        captured = self._recorder.record(args, kwargs, inputs, self._weights(), dry_run=dry_run)
+        captured = self._recorder.record(args, kwargs, inputs, self._watch, dry_run=dry_run)
         family, description = captured.key = key
         if len(inputs) == len(description):
             captured.learn(inputs, torch.is_inference_mode_enabled())
         self._num_uses = captured.last_used = self._num_uses + 1
         self._graphs[key] = self._latest[family] = captured
         row = captured.row
-        row.inputs = ", ".join(
-            f"{'x'.join(map(str, shape)) or 'one'} {str(dtype).removeprefix('torch.')}"
-            for shape, dtype, *_ in inputs_in(description)
-        )
+        row.inputs = text_of(description)
         row.num_bytes = hpu_capture.bytes_in_use() - bytes_before
         row.capture_seconds = time.perf_counter() - started
         self.stats.note_graph(row)
@@ -352,9 +355,6 @@ class GraphedForward:
     def _drop_all(self) -> None:
         for captured in list(self._graphs.values()):
             self._drop(captured)
-
-    def _weights(self) -> list[Tensor]:
-        return [] if self._watch is None else self._watch.weights()
 
     def _wants_gradients(self, tensors: Sequence[Tensor]) -> bool:
         return any(tensor.requires_grad for tensor in tensors) or (

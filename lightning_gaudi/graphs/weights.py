@@ -41,6 +41,9 @@ _SEEN = (
     "_forward_hooks",
     "_forward_pre_hooks",
 )
+# A module's own dictionaries, each with a copy of what was in it.
+Tables = list[tuple[dict[str, Any], dict[str, Any]]]
+
 _read_dict = itemgetter(*_SEEN)
 _read_object = attrgetter(*_SEEN)
 
@@ -103,6 +106,14 @@ class ModuleWatch:
     def weights(self) -> list[Tensor]:
         """All parameters and buffers, each as often as modules have it."""
         return _weights_of(self._modules)
+
+    def tables(self) -> Tables:
+        """The modules' own dictionaries of weights and submodules, each with a copy."""
+        return [
+            (table, dict(table))
+            for module in self._modules
+            for table in (module._parameters, module._buffers, module._modules)
+        ]
 
     def forget(self) -> None:
         """Let go of the weights; the module counts as changed until the next `refresh`."""
@@ -225,6 +236,25 @@ def _weights_of(modules: list[nn.Module]) -> list[Tensor]:
         for tensor in (*module._parameters.values(), *module._buffers.values())
         if tensor is not None
     ]
+
+
+def put_back(tables: Tables) -> str | None:
+    """Undo what a forward has put into modules in place of what was there.
+
+    Args:
+        tables: From `ModuleWatch.tables`, before it ran.
+
+    Returns:
+        The name of the first weight or submodule that was another one; None if none was.
+    """
+    first: str | None = None
+    for table, before in tables:
+        names = [name for name in {**before, **table} if table.get(name) is not before.get(name)]
+        if names:
+            first = first or names[0]
+            table.clear()
+            table.update(before)
+    return first
 
 
 def _layout_of(tensor: Tensor) -> tuple[Any, ...]:
