@@ -244,7 +244,8 @@ class GraphedForward:
                 if captured is None:
                     return None, (family, description), inputs
                 self._latest[family] = captured
-                captured.learn(tensors, is_inference)
+                if len(inputs) == len(tensors):  # no host values, and none twice
+                    captured.learn(tensors, is_inference)
         except UnsupportedValueError as error:
             return (
                 f"among its arguments is {error.what}, whose contents a graph would freeze. Pass "
