@@ -12,7 +12,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check unit opinfo bench format clean
+.PHONY: demo test check unit opinfo fuzz bench format clean
 
 # The main job: a real sentence encoder on the emulated HPU.
 demo: $(STAMP)
@@ -33,6 +33,10 @@ unit: $(STAMP)
 # Every op of PyTorch with all its samples, on the emulated HPU and on the CPU.
 opinfo: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 -m opinfo tests/emulator/opinfo
+
+# 100,000 random calls, replayed and op by op.
+fuzz: $(STAMP)
+	LIGHTNING_GAUDI_EMULATOR=1 PT_HPU_LAZY_MODE=1 $(BIN)/python tests/graphs/fuzz.py --calls 100000
 
 # Figures of this machine's CPU, never of a card.
 bench: $(STAMP)
