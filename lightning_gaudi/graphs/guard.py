@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -212,8 +211,8 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # One value under a mask is masked_fill; with several, their number must fit the mask.
             depends_on_data = _has_bool_index(args) and (len(args) < 3 or args[2].numel() != 1)
         else:
-            depends_on_data = _has_data_dependent_tag(func) and not _has_size(
-                name, func, args, kwargs
+            depends_on_data = not (
+                _DATA_DEPENDENT.isdisjoint(func.tags) or _has_size(name, func, args, kwargs)
             )
         if depends_on_data:
             self._refuse(name, "has a result whose shape depends on data", _REMEDY_SHAPE)
@@ -314,18 +313,6 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _is_for_device(kwargs: dict[str, Any]) -> bool:
     device = kwargs.get("device")
     return device is not None and torch.device(device).type != "cpu"
-
-
-@cache
-def _has_data_dependent_tag(func: Any) -> bool:
-    """Whether an overload, or the one that its ``out=`` variant stands for, has such a tag."""
-    if not _DATA_DEPENDENT.isdisjoint(func.tags):
-        return True
-    base, is_out, _ = func._overloadname.rpartition("out")
-    if not is_out:
-        return False
-    functional = getattr(func.overloadpacket, base.rstrip("_") or "default", None)
-    return functional is not None and not _DATA_DEPENDENT.isdisjoint(functional.tags)
 
 
 def _has_size(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -308,6 +308,20 @@ def test_card_rule_9_what_a_graph_may_hold_passes(fn):
     assert (graphed.stats.captures, graphed.stats.replays) == (1, 2)
 
 
+def test_the_line_of_a_host_draw_is_not_far_from_it():
+    def draws(x):
+        y = x * 2
+        scale = random.random()
+        y = y * scale
+        y = y + 1
+        return y - 1
+
+    with torch.no_grad(), pytest.raises(HostReadError) as caught:
+        GraphedForward(draws)(X.to("hpu"))
+    first = inspect.getsourcelines(draws)[1]
+    assert f"test_guard.py:{first + 3}." in str(caught.value)  # the next op after it
+
+
 def test_a_swallowed_refusal_is_raised_all_the_same():
     def swallows(x):
         try:
