@@ -1,8 +1,9 @@
 """Random numbers: the device's own default generator.
 
 It is a CPU generator, as the Gaudi software's is (bridge 1.19.0, ``hpu/random.py``): after the same
-seed its state equals the CPU's. Kernels here are the CPU's and draw from the CPU's default
-generator; so an op that names no generator runs while the two have changed states.
+seed its state equals the CPU's. Kernels here are the CPU's, and draw from the CPU's default
+generator unless they are given one; so an op that names none is given ours. One that cannot be
+given any (``rand_like``, dropout inside attention) runs while the two have changed states.
 """
 
 from __future__ import annotations
@@ -50,20 +51,26 @@ def draws_from_device(call: Callable[..., Any], schema: Any) -> Callable[..., An
         schema: Its schema.
     """
     names = [argument.name for argument in schema.arguments]
-    place = names.index("generator") if "generator" in names else len(names)
+    place = names.index("generator") if "generator" in names else -1
     # Attention draws only with dropout, and changing states would cost it 10 us in every layer.
     chance = names.index("dropout_p") if "dropout_p" in names else -1
 
+    def call_with_ours(*args: Any, **kwargs: Any) -> Any:
+        # Cheaper than changing states, and no other thread ever sees the CPU's generator changed.
+        if place >= len(args):
+            if kwargs.get("generator") is None:
+                kwargs["generator"] = default_generator
+        elif args[place] is None:
+            args = (*args[:place], default_generator, *args[place + 1 :])
+        return call(*args, **kwargs)
+
     def drawing_call(*args: Any, **kwargs: Any) -> Any:
-        given = args[place] if place < len(args) else kwargs.get("generator")
-        if given is not None or (
-            chance >= 0 and not (args[chance] if chance < len(args) else kwargs.get("dropout_p"))
-        ):
+        if chance >= 0 and not (args[chance] if chance < len(args) else kwargs.get("dropout_p")):
             return call(*args, **kwargs)
         with drawing():
             return call(*args, **kwargs)
 
-    return drawing_call
+    return call_with_ours if "generator" in names else drawing_call
 
 
 def manual_seed(seed: int) -> torch.Generator:

@@ -56,6 +56,21 @@ def test_after_the_same_seed_the_device_draws_what_the_host_draws(name):
         assert not torch.equal(torch.hpu.get_rng_state(), host_state)
 
 
+# These cannot be given a generator.
+NAMELESS = {"attention", "rand_like", "randn_like", "randint_like"}
+
+
+@pytest.mark.parametrize("name", sorted(DRAWS.keys() - NAMELESS))
+def test_drawing_leaves_the_hosts_generator_alone(name, monkeypatch):
+    """Even for a moment: another thread may draw from it."""
+
+    def refuse() -> None:
+        raise AssertionError("the host's generator was given the device's state")
+
+    monkeypatch.setattr(rng, "drawing", refuse)
+    assert DRAWS[name]("hpu").device.type == "hpu"
+
+
 def test_the_hosts_numbers_do_not_move_the_devices():
     torch.manual_seed(0)
     expected = torch.randn(3, device="hpu").cpu()
