@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -260,9 +261,10 @@ def _to_copy(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
     A composite that hands on ``device=cpu`` means "the same device": C++ knows no better.
     """
-    if not _host_requests or not _host_requests[-1]:
+    requests = _thread.host_requests
+    if not requests or not requests[-1]:
         return _to(info, args, kwargs)
-    _host_requests[-1] = False
+    requests[-1] = False
     if accounting.is_pending(args[0]):
         accounting.flush("d2h")
     events.emit("d2h", info.name)
@@ -279,8 +281,19 @@ def _to(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return info.call(*args, **kwargs)
 
 
-# Whether the copy that `to_host` asked for is still to come; a stack, as a mode may copy meanwhile.
-_host_requests: list[bool] = []
+class _Thread(threading.local):
+    """What each thread has of its own.
+
+    Attributes:
+        host_requests: Whether the copy that `to_host` asked for is still to come; a stack, as a
+            mode may copy meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.host_requests: list[bool] = []
+
+
+_thread = _Thread()
 
 
 def to_host(tensor: HPUTensor, **options: Any) -> Tensor:
@@ -293,12 +306,13 @@ def to_host(tensor: HPUTensor, **options: Any) -> Tensor:
     Returns:
         A plain CPU tensor that shares nothing with the source.
     """
-    _host_requests.append(True)
+    requests = _thread.host_requests
+    requests.append(True)
     try:
         with torch.no_grad():
             return _aten._to_copy.default(tensor, device=torch.device("cpu"), **options)  # type: ignore[no-any-return]
     finally:
-        _host_requests.pop()
+        requests.pop()
 
 
 def _detach(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

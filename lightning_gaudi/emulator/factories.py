@@ -58,8 +58,20 @@ def _triangle_indices(name: str) -> Any:
     return kernel
 
 
+_plain_new_storage: Any = torch.UntypedStorage.__new__
+
+
+def _new_storage(cls: Any, *args: Any, device: Any = None, **options: Any) -> Any:
+    """``torch.UntypedStorage(..., device="hpu")``: C++ has no allocator for it, and would crash."""
+    if device is not None and torch.device(device).type == "hpu":
+        _check(torch.device(device))
+        device = "cpu"
+    return _plain_new_storage(cls, *args, device=device, **options)
+
+
 def register() -> None:
     """Register the kernels for our device, and for a ``torch.device`` from before its naming."""
+    torch.UntypedStorage.__new__ = _new_storage  # type: ignore[method-assign]
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for key in ("PrivateUse1", "HPU"):
         library.impl("empty.memory_format", _empty, key)

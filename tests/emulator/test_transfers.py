@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gaudi import emulator
 
@@ -125,6 +129,41 @@ def test_inference_mode():
     outside = HOST.to("hpu")
     with pytest.raises(RuntimeError, match=r"[Ii]nference tensor"):
         device.add_(outside)
+
+
+def test_a_copy_to_the_host_is_its_threads_own():
+    """A conversion on the device, while another thread is about to copy to the host."""
+    device = HOST.to("hpu")
+    arrived, may_go_on = threading.Event(), threading.Event()
+
+    class Wait(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            arrived.set()
+            assert may_go_on.wait(60)
+            return func(*args, **(kwargs or {}))
+
+    def copy() -> torch.Tensor:
+        with Wait():
+            return device.cpu()
+
+    with ThreadPoolExecutor() as pool:
+        copied = pool.submit(copy)
+        assert arrived.wait(60)
+        assert device.double().device.type == "hpu"
+        may_go_on.set()
+        assert type(copied.result(60)) is torch.Tensor
+
+
+def test_storages_for_the_device():
+    """PyTorch asks for them where workers collate, and C++ alone would crash."""
+    storage = torch.UntypedStorage(8, device="hpu")
+    tensor = torch.empty(0, device="hpu").set_(storage, 0, (2,))
+    assert tensor.fill_(3).tolist() == [3.0, 3.0]
+    assert HOST.untyped_storage().hpu().tolist() == HOST.untyped_storage().tolist()
+    assert torch.UntypedStorage([1, 2]).tolist() == [1, 2]
+    assert torch.UntypedStorage(4, device="meta").device.type == "meta"
+    with pytest.raises(RuntimeError, match="a process has one HPU"):
+        torch.UntypedStorage(8, device="hpu:1")
 
 
 def test_copies_are_recorded():
