@@ -494,7 +494,7 @@ def test_any_sequence_of_calls_equals_op_by_op(calls):
     model = Model().to("hpu").eval()
     twin = Model().to("hpu").eval()
     twin.load_state_dict(model.state_dict())
-    graphed = GraphedForward(model.forward, max_graphs=3, on_failure="raise")
+    graphed = GraphedForward(model.forward, max_graphs=3, pad_batch=False)
     import contextlib
     import warnings
 
