@@ -16,8 +16,10 @@ from graphs.training_steps import (
     train,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gaudi.errors import CaptureError
+from lightning_gaudi.graphs.training_capture import _own_autocast_cache
 
 
 @pytest.mark.parametrize("module", [MLP(), DROPPED], ids=["mlp", "dropout and batch norm"])
@@ -261,3 +263,106 @@ def test_evaluation_mode_and_calls_without_gradients():
     assert call.stats.captures == 2
     expected = train(plain, plain, one_backward)
     assert_same(train(other, call, one_backward), expected)
+
+
+def test_gradients_that_are_kept_are_the_callers_own():
+    _, other = pair(MLP())
+    call = graphed(other)
+    kept, values = [], []
+    for seed in range(5):
+        x = rows(seed=seed).requires_grad_()
+        grads = torch.autograd.grad(call(x).sum(), [x, *other.parameters()])
+        kept.append(grads)
+        values.append([grad.cpu().clone() for grad in grads])
+    for grads, before in zip(kept, values, strict=True):
+        for grad, value in zip(grads, before, strict=True):
+            assert torch.equal(grad.cpu(), value)
+    assert call.stats.replays == 3
+
+
+@pytest.mark.parametrize("clone_outputs", [True, False])
+def test_outputs_that_are_kept_are_the_callers_own_unless_told_otherwise(clone_outputs):
+    plain, other = pair(MLP())
+    call = graphed(other, clone_outputs=clone_outputs)
+    kept, values = [], []
+    for seed in range(5):
+        out = call(rows(seed=seed))
+        out.sum().backward()
+        kept.append(out.detach())
+        values.append(plain(rows(seed=seed)).detach())
+    for out, value in list(zip(kept, values, strict=True))[-1 if not clone_outputs else 0 :]:
+        assert torch.equal(out, value)
+    assert torch.equal(kept[-2], kept[-1]) != clone_outputs
+
+
+class InnerFloat(nn.Module):
+    """A part that autocast leaves alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        with torch.autocast("hpu", enabled=False):
+            return self.second(x.float())
+
+
+def test_the_backward_of_what_autocast_leaves_alone_does_so_too():
+    def step(call, number):
+        with torch.autocast("hpu", dtype=torch.bfloat16):
+            loss = call(rows(seed=number)).square().mean()
+        loss.backward()
+        return loss
+
+    plain, other = pair(InnerFloat())
+    call = graphed(other)
+    assert_same(train(other, call, step), train(plain, plain, step))
+    assert call.stats.replays == 4
+
+
+def test_weights_that_autocast_has_cast_before_and_casts_after_the_call():
+    def step(call, number):
+        weight = modules[id(call)].layers[0].weight
+        with torch.autocast("hpu", dtype=torch.bfloat16):
+            before = nn.functional.linear(rows(seed=number), weight)
+            out = call(rows(seed=number))
+            after = nn.functional.linear(rows(seed=number), weight * 1)
+            again = nn.functional.linear(rows(seed=number), weight)
+            loss = sum(each.float().square().mean() for each in (before, out, after, again))
+        loss.backward()
+        return loss
+
+    plain, other = pair(MLP())
+    call = graphed(other)
+    modules = {id(plain): plain, id(call): other}
+    found, expected = train(other, call, step), train(plain, plain, step)
+    # The uses outside share one cast op by op, and its gradient is summed up in bfloat16.
+    for (loss, grads), (plain_loss, plain_grads) in zip(found[0][:3], expected[0][:3], strict=True):
+        torch.testing.assert_close(loss, plain_loss, rtol=1e-2, atol=1e-3)
+        for grad, other_grad in zip(grads, plain_grads, strict=True):
+            torch.testing.assert_close(grad, other_grad, rtol=5e-2, atol=5e-2)
+    assert call.stats.replays == 4
+
+
+def test_the_cache_of_autocast_is_empty_before_and_after_a_capture():
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._to_copy.default and args[0].shape == (5, 4)
+            return func(*args, **(kwargs or {}))
+
+    weight = nn.Parameter(torch.randn(5, 4))
+    x = torch.randn(2, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16), Casts() as casts:
+        nn.functional.linear(x, weight)
+        nn.functional.linear(x, weight)
+        assert casts.count == 1  # that there is a cache
+        with _own_autocast_cache():
+            nn.functional.linear(x, weight)
+            nn.functional.linear(x, weight)
+            assert casts.count == 2
+        nn.functional.linear(x, weight)
+        assert casts.count == 3
