@@ -18,7 +18,10 @@ These are names without an underscore, but replacing them is no contract. It hap
 the time of a capture only, and where a version has none of them nothing is replaced: the guard then
 refuses the read and names its line. The wider switch, ``torch.compiler._is_compiling_flag``, is
 private and not used: it also sends ``nn.TransformerEncoder`` and models of the T5 and BART families
-down other paths, whereas these names change nothing but whether masks are built.
+down other paths. All that asks ``is_tracing`` in 5.23 was looked through: masks and flash
+attention's lengths, which are computed without a look at the host; a warning about padding without
+a mask, which is left out; Pixio's position embeddings, which are resized also where the size is the
+same already, to the same values.
 
 The other thing here is hooks. A model that was once asked for hidden states or attentions keeps
 hooks of the library's own (``transformers/utils/output_capturing.py``) on its layers. They do

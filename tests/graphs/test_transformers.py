@@ -206,6 +206,11 @@ def test_images_and_sound(attention):
     cases = [
         (tf.ViTModel, tf.ViTConfig(**vision, **sizes), [{"pixel_values": p} for p in pixels]),
         (
+            tf.PixioModel,  # resizes its position embeddings while it is traced
+            tf.PixioConfig(mlp_ratio=2, **vision, **sizes),
+            [{"pixel_values": p} for p in pixels],
+        ),
+        (
             tf.ViTForImageClassification,
             tf.ViTConfig(**vision, **sizes),
             [{"pixel_values": p, "labels": torch.tensor([0, 1]).to("hpu")} for p in pixels],
