@@ -2,6 +2,7 @@
 
 The collectives are gloo's, on the CPU memory that the emulated tensors are. HCCL reduces with SUM,
 PRODUCT, MIN and MAX only (HABANA.md, "Many cards"); gloo knows more, so the others are refused.
+So are tensors on the host: the backend is the HPU's alone, but C++ sees none that is not the CPU's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import distributed_c10d
 
 HLS_MODULE_ID = "HLS_MODULE_ID"
@@ -32,6 +34,20 @@ _REDUCING = (
     "reduce_scatter",
     "reduce_scatter_single",
     "reduce_scatter_tensor",
+)
+# PyTorch's own object collectives call these by another name, with tensors that C++ takes for ours.
+# Not isend and irecv, which `P2POp` knows by identity.
+_MOVING = (
+    *_REDUCING,
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_to_all",
+    "all_to_all_single",
+    "broadcast",
+    "gather",
+    "recv",
+    "scatter",
+    "send",
 )
 
 
@@ -118,16 +134,41 @@ def _reducing(plain_function: Callable[..., Any]) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         given = (*args, *kwargs.values())
         refused = next(filter(None, map(_refused_name, given)), "")
-        if refused:
-            groups = [value for value in given if isinstance(value, dist.ProcessGroup)]
-            if dist.get_backend(groups[0] if groups else None) == "hccl":
-                raise RuntimeError(
-                    f"hccl has no ReduceOp.{refused}: it reduces with SUM, PRODUCT, MIN and MAX. "
-                    "For a mean, reduce with SUM and divide by the number of processes."
-                )
+        if refused and _is_hccl(given):
+            raise RuntimeError(
+                f"hccl has no ReduceOp.{refused}: it reduces with SUM, PRODUCT, MIN and MAX. "
+                "For a mean, reduce with SUM and divide by the number of processes."
+            )
         return plain_function(*args, **kwargs)
 
     return function
+
+
+def _is_hccl(given: tuple[Any, ...]) -> bool:
+    """Whether the group among a collective's arguments, or the default one, is HCCL's."""
+    groups = [value for value in given if isinstance(value, dist.ProcessGroup)]
+    return dist.get_backend(groups[0] if groups else None) == "hccl"
+
+
+def _moving(plain_function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain_function)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        if any(map(_is_on_host, given)) and _is_hccl(given):
+            raise RuntimeError(
+                "No backend type associated with device type cpu: hccl is the HPU's. Move the "
+                'tensor with .to("hpu"), or make a group for the host: '
+                'dist.new_group(backend="gloo").'
+            )
+        return plain_function(*args, **kwargs)
+
+    return function
+
+
+def _is_on_host(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_on_host, value))
+    return isinstance(value, Tensor) and value.device.type == "cpu"
 
 
 def register() -> None:
@@ -141,3 +182,6 @@ def register() -> None:
             function = _reducing(plain_function)
             for owner in (dist, distributed_c10d):
                 setattr(owner, name, function)
+    for name in _MOVING:
+        if hasattr(dist, name):
+            setattr(dist, name, _moving(getattr(dist, name)))

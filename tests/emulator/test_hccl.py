@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from habana_frameworks.torch.distributed.hccl import initialize_distributed_hpu
+from torch import nn
 
 from lightning_gaudi.emulator import hccl
 
@@ -123,6 +124,26 @@ def test_what_hccl_does_not_reduce_with(group):
         dist.reduce(tensor, 0, op=dist.ReduceOp(dist.ReduceOp.AVG), group=dist.group.WORLD)
     with pytest.raises(RuntimeError, match=r"hccl has no ReduceOp\.BAND"):
         dist.reduce_scatter(tensor, [tensor], op=dist.ReduceOp.BAND)
+
+
+def test_tensors_on_the_host_are_refused(group):
+    host, device = torch.ones(1), torch.zeros(1, device="hpu")
+    message = r'No backend type associated with device type cpu: .* Move the tensor with \.to\("hpu'
+    with pytest.raises(RuntimeError, match=message):
+        dist.all_reduce(host)
+    with pytest.raises(RuntimeError, match=message):
+        dist.all_gather([device], tensor=host, group=dist.group.WORLD)
+    with pytest.raises(RuntimeError, match=message):
+        dist.all_gather([host], device)
+    with pytest.raises(RuntimeError, match=message):
+        dist.broadcast(nn.Parameter(host), 0)
+    gathered: list[object] = [None]
+    dist.all_gather_object(gathered, {"of": "any kind"})
+    assert gathered == [{"of": "any kind"}]
+    dist.broadcast_object_list(gathered, 0, device=torch.device("hpu"))
+    gloo = dist.new_group(backend="gloo")
+    dist.all_reduce(host, group=gloo)
+    assert host.tolist() == [1.0]
 
 
 def test_other_backends_reduce_as_they_do(group):
