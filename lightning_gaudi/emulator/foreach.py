@@ -41,15 +41,21 @@ def copy_all(name: str, targets: list[Tensor], sources: list[Tensor]) -> bool:
     """
     tensors = [*targets, *sources]
     graph = accounting.pending
-    if (
-        is_strict()
-        or len(targets) != len(sources)
-        or set(map(type, tensors)) != _ONLY_OURS
-        or len(set(map(id, tensors))) < len(tensors)
-        or any(tensor._node[0] is graph for tensor in tensors)  # type: ignore[attr-defined]
-    ):
+    key = (len(tensors), id(tensors[0]))
+    known = _known.get(key)
+    # The check compares types too, and only lists of our tensors are known.
+    if known is not None and known[0](*tensors):
+        inputs = known[1]
+    elif is_strict() or len(targets) != len(sources) or set(map(type, tensors)) != _ONLY_OURS:
         return False
-    inputs = _describe(tensors)
+    else:
+        inputs = _learn(key, tensors)
+    if len(set(map(id, tensors))) < len(tensors):
+        return False
+    if graph.ops or graph.inputs:
+        for tensor in tensors:
+            if tensor._node[0] is graph:  # type: ignore[attr-defined]
+                return False
     # Before the books: it raises where shapes do not fit.
     with torch._C._DisableTorchDispatch():
         torch._foreach_copy_(targets, sources)
@@ -68,12 +74,8 @@ def copy_all(name: str, targets: list[Tensor], sources: list[Tensor]) -> bool:
     return True
 
 
-def _describe(tensors: list[Tensor]) -> list[_Input]:
+def _learn(key: tuple[int, int], tensors: list[Tensor]) -> list[_Input]:
     """What a recipe knows of these tensors as its inputs."""
-    key = (len(tensors), id(tensors[0]))
-    known = _known.get(key)
-    if known is not None and known[0](*tensors):
-        return known[1]
     inputs = [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in tensors]
     check = _check_for(tensors)
     if check is not None:

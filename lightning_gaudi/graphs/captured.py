@@ -36,6 +36,7 @@ class CapturedGraph:
 
     __slots__ = (
         "_checks",
+        "_is_one_result",
         "buffers",
         "draws_random",
         "graph",
@@ -70,6 +71,10 @@ class CapturedGraph:
         self.key: Key = ()
         self.last_used = 0
         self.row = GraphRow(num_sub_graphs=num_sub_graphs)
+        # Most forwards return one tensor, made by the graph.
+        self._is_one_result = (
+            output is output_tensors[0] and sources[0] is None if sources else False
+        )
         # By whether it is asked in inference mode, where tensors and modes differ.
         self._checks: list[TensorCheck | None] = [None, None]
 
@@ -133,8 +138,8 @@ class CapturedGraph:
             if given[place] is not inputs[place]:
                 inputs[place].copy_(given[place])
         tensors = self.output_tensors
-        if len(tensors) == 1 and self.output is tensors[0]:
-            return self._one_result(0, inputs, clones)
+        if self._is_one_result:
+            return tensors[0].clone() if clones else tensors[0]
         fresh: dict[int, Tensor] = {}
         results: list[Tensor] = []
         for place, tensor in enumerate(tensors):

@@ -25,13 +25,7 @@ from torch import Tensor, nn
 
 from lightning_gaudi.errors import CaptureError, ConfigurationError
 from lightning_gaudi.graphs.captured import CapturedGraph
-from lightning_gaudi.graphs.key import (
-    Key,
-    describe,
-    modes,
-    read_call,
-    text_of,
-)
+from lightning_gaudi.graphs.key import Key, describe, modes, read_call, text_of
 from lightning_gaudi.graphs.padded_call import Padding, PaddingQuestion, family_of, known_graphs
 from lightning_gaudi.graphs.padding import BatchPadding
 from lightning_gaudi.graphs.recording import Recorder, check_memory
@@ -145,7 +139,10 @@ class GraphedForward:
         captured, key, inputs = found
         if captured is None:
             return self._answer_new(key, inputs, args, kwargs)
-        given = self._run(captured, inputs)
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            given = self._run(captured, inputs)
+        else:
+            given = captured.replay(inputs, self._asynchronous)
         self.stats.replays += 1
         captured.row.replays += 1
         return captured.result(inputs, given, self._clone_outputs)
@@ -244,7 +241,9 @@ class GraphedForward:
                 if captured is None:
                     return None, (family, description), inputs
                 self._latest[family] = captured
-                if len(inputs) == len(tensors):  # no host values, and none twice
+                # Learn no call with host values or with a tensor twice: a check cannot see those.
+                is_plain = len(inputs) == len(tensors)
+                if is_plain and not captured.accepts(tensors, is_inference):
                     captured.learn(tensors, is_inference)
         except UnsupportedValueError as error:
             return (
@@ -262,10 +261,8 @@ class GraphedForward:
         return captured, captured.key, inputs
 
     def _run(self, captured: CapturedGraph, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-            with torch.inference_mode(False), torch.no_grad():
-                return captured.replay(inputs, self._asynchronous)
-        return captured.replay(inputs, self._asynchronous)
+        with torch.inference_mode(False), torch.no_grad():
+            return captured.replay(inputs, self._asynchronous)
 
     def _answer_new(
         self, key: Key, inputs: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]

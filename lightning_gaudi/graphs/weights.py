@@ -48,6 +48,12 @@ _read_dict = itemgetter(*_SEEN)
 _read_object = attrgetter(*_SEEN)
 
 
+# Filled by ``register_module_forward_hook`` and its sister; there is no public way to ask.
+_GLOBAL_HOOKS: list[Any] = [
+    getattr(nn_module, name, {}) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
+]
+
+
 class ModuleWatch:
     """Remembers a module's weights and switches, and compares.
 
@@ -93,10 +99,10 @@ class ModuleWatch:
         The module's own hooks do not count: they run around its forward. To be asked after
         `has_changed`.
         """
-        if _global_hooks():
-            return "(every module)"
         if self._look is not None and not any(self._look.hooks):
             return None
+        if any(_GLOBAL_HOOKS):
+            return "(every module)"
         for module in self._modules[1:]:
             for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
                 if not is_idle_hook(hook):
@@ -159,7 +165,7 @@ class _Look:
         modules: A module and all that are in it.
 
     Attributes:
-        hooks: The dictionaries of forward hooks of all but the first.
+        hooks: The dictionaries of forward hooks: of every module, and of all but the first.
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
@@ -179,9 +185,12 @@ class _Look:
         self._names_of: Any = dict.keys if are_dicts else methodcaller("keys")
         self._sizes = list(map(len, self._filled))
         self.hooks = [
-            hooks
-            for module in modules[1:]
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+            *_GLOBAL_HOOKS,
+            *(
+                hooks
+                for module in modules[1:]
+                for hooks in (module._forward_hooks, module._forward_pre_hooks)
+            ),
         ]
         self._weights = list({id(tensor): tensor for tensor in _weights_of(modules)}.values())
         self._partial = [
@@ -198,12 +207,13 @@ class _Look:
 
     def is_the_same(self, state: Any) -> bool:
         """Whether nothing has changed; False may also mean that something only looks different."""
+        check = self._checks.get(state)
         return (
             all(map(is_, self._objects(), self._seen))
             and not any(self._empty)
             and list(map(len, self._filled)) == self._sizes
             and (not self._partial or self._read_offsets() == self._offsets)
-            and self._have_same_layouts(state)
+            and (check(*self._weights) if check is not None else self._have_same_layouts(state))
         )
 
     def _objects(self) -> Iterator[Any]:
@@ -219,9 +229,6 @@ class _Look:
         return list(map(Tensor.storage_offset, self._partial))
 
     def _have_same_layouts(self, state: Any) -> bool:
-        check = self._checks.get(state)
-        if check is not None:
-            return check(*self._weights)
         if list(map(_layout_of, self._weights)) != self._layouts:
             return False
         if state not in self._checks and self._weights:
@@ -259,11 +266,3 @@ def put_back(tables: Tables) -> str | None:
 
 def _layout_of(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.dtype, tensor.shape, tensor.stride())
-
-
-def _global_hooks() -> bool:
-    """Whether ``register_module_forward_hook`` or its sister is in use; no public way to ask."""
-    return bool(
-        getattr(nn_module, "_global_forward_hooks", None)
-        or getattr(nn_module, "_global_forward_pre_hooks", None)
-    )
