@@ -23,13 +23,13 @@ from lightning_gaudi.callbacks.options import (
     check_targets,
     check_warmup,
 )
-from lightning_gaudi.callbacks.report import CallbackStats, table_of
+from lightning_gaudi.callbacks.report import CallbackStats, add_counts, table_of
 from lightning_gaudi.callbacks.swapping import CallCounter, Installation, Target, opaque
 from lightning_gaudi.callbacks.targets import children_of, choose_targets, scripted_children
 from lightning_gaudi.callbacks.verification import VerifiedForward
 from lightning_gaudi.callbacks.warmup import warmup_calls
 from lightning_gaudi.graphs.replay import GraphedForward, OnFailure
-from lightning_gaudi.graphs.stats import GraphStats
+from lightning_gaudi.graphs.stats import GraphRow, GraphStats
 from lightning_gaudi.graphs.training import GraphedTraining
 from lightning_gaudi.runtime import capture as hpu_capture
 from lightning_gaudi.runtime import compilation
@@ -129,7 +129,7 @@ class HPUGraphCallback(Callback):
         self._graphs: dict[str, _Graphs] = {}
         self._past: dict[str, GraphStats] = {}
         self._installed: list[Installation] = []
-        self._warm: set[str] = set()
+        self._warm: dict[str, list[GraphRow]] = {}
         self._warned: set[str] = set()
 
     @property
@@ -143,7 +143,7 @@ class HPUGraphCallback(Callback):
             if graphs is not None:
                 stats.add(graphs.forward.stats)
             if past is not None:
-                _add_counts(stats, past, with_graphs=graphs is None)
+                add_counts(stats, past, with_graphs=graphs is None)
         # Children that no step called are not targets anybody asked for.
         return CallbackStats({name: s for name, s in per_target.items() if s.calls})
 
@@ -324,13 +324,15 @@ class HPUGraphCallback(Callback):
         with trainer.precision_plugin.forward_context():
             for forward, call in track(calls, "Capturing HPU graphs", disable=not is_shown):
                 forward.warmup([trainer.precision_plugin.convert_input(call)])
-        self._warm.update(cold)
+        for name in cold:
+            self._warm[name] = list(self._graphs[name].forward.stats.graphs)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         if self._installed and self._installed[-1].stage == stage:
             installation = self._installed.pop()
             installation.take_out()
             self._warn_of_unused(installation)
+            self._warn_of_cold(installation)
             if not trainer.sanity_checking:
                 metrics = {f"hpu_graph/{name}": v for name, v in self.stats.as_dict().items()}
                 for logger in trainer.loggers:
@@ -352,6 +354,23 @@ class HPUGraphCallback(Callback):
             "targets=[...]."
         )
 
+    def _warn_of_cold(self, installation: Installation) -> None:
+        """Say where no call fitted any of the graphs that `warmup` captured."""
+        for target in installation.targets:
+            rows = self._warm.get(target.name, [])
+            if isinstance(self._graphs[target.name].forward, CompiledForward):
+                continue  # which knows no rows by call
+            if (
+                rows
+                and target.stats.calls > target.calls_before
+                and not any(row.replays for row in rows)
+            ):
+                self._warn_once(
+                    f"HPUGraphCallback: no call of {target.name!r} had the shapes of warmup. Its "
+                    f"graphs are for {'; '.join(row.inputs for row in rows)}. Dtypes must be the "
+                    "same too, and arguments that the step passes by name must have their names."
+                )
+
     def _take_out(self) -> None:
         """Put every forward back, the last first."""
         while self._installed:
@@ -361,25 +380,17 @@ class HPUGraphCallback(Callback):
         for name, graphs in self._graphs.items():
             self._keep_counts(name, graphs)
         self._graphs = {}
-        self._warm = set()
+        self._warm = {}
 
     def _keep_counts(self, name: str, graphs: _Graphs) -> None:
         kept = GraphStats()
         kept.add(graphs.forward.stats)
         past = self._past.get(name)
         if past is not None:
-            _add_counts(kept, past, with_graphs=not kept.graphs)
+            add_counts(kept, past, with_graphs=not kept.graphs)
         self._past[name] = kept
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=3)
-
-
-def _add_counts(stats: GraphStats, past: GraphStats, *, with_graphs: bool) -> None:
-    """Add the counts of earlier runs, and of their graphs only where there are no later ones."""
-    graphs, num_bytes = stats.graphs, stats.graph_bytes
-    stats.add(past)
-    if not with_graphs:
-        stats.graphs, stats.graph_bytes = graphs, num_bytes

@@ -45,6 +45,14 @@ def table_of(stats: CallbackStats) -> Table:
             str(s.eager_calls),
             str(s.evictions),
             f"{s.capture_seconds:.2f}",
-            f"{s.graph_bytes / 2**20:.1f}",
+            f"{s.graph_bytes / 2**20:.2f}",
         )
     return table
+
+
+def add_counts(stats: GraphStats, past: GraphStats, *, with_graphs: bool) -> None:
+    """Add the counts of earlier runs, and of their graphs only where there are no later ones."""
+    graphs, num_bytes = stats.graphs, stats.graph_bytes
+    stats.add(past)
+    if not with_graphs:
+        stats.graphs, stats.graph_bytes = graphs, num_bytes

@@ -210,6 +210,13 @@ def test_stats_are_logged_and_printed(tmp_path, capsys):
     assert printed.count("HPU graphs") == 1
     assert "body" in printed
     assert "unused" not in printed
+    for column in ("captures", "replays", "padded", "eager", "evictions", "capture", "MiB"):
+        assert column in printed
+    # The rows of the last run stay when its graphs are gone.
+    (row, *_) = callback.stats.per_target["body"].graphs
+    assert row.capture_seconds > 0
+    assert row.num_bytes > 0
+    assert callback.stats.graph_bytes >= row.num_bytes
 
 
 def test_graph_memory_is_given_back_at_the_end():

@@ -136,6 +136,12 @@ def test_a_progress_bar(capsys):
     assert "Capturing HPU graphs" not in capsys.readouterr().out
 
 
+def test_a_warmup_that_no_call_fits_is_said():
+    callback = HPUGraphCallback(warmup={"x": [4, 4]}, pad_batch=False)  # the step passes no name
+    with pytest.warns(UserWarning, match="no call of 'forward' had the shapes of warmup.*4x4 flo"):
+        predict(make(WithForward), data(), callback)
+
+
 class OddBatches(Collator):
     def __call__(self, rows):
         return [*super().__call__(rows).values()]
@@ -177,7 +183,5 @@ def test_what_cannot_be_warmed_up(warmup, loader, message):
 
 
 def test_several_targets_must_be_named():
-    with pytest.raises(
-        ConfigurationError, match=r"which target its shapes are.*'body', 'head'"
-    ):
+    with pytest.raises(ConfigurationError, match=r"which target its shapes are.*'body', 'head'"):
         trainer(HPUGraphCallback(warmup=[[4, 4]])).predict(make(Classifier), data())
