@@ -27,10 +27,10 @@ class CallbackStats(GraphStats):
 
 
 def table_of(stats: CallbackStats) -> Table:
-    """The counts as a table, a row for each target."""
+    """The counts as a table, a row for each target; seconds are those that captures took."""
     table = Table(title="HPU graphs")
     table.add_column("target")
-    columns = ("captures", "replays", "padded", "eager calls", "evictions", "capture s", "MiB")
+    columns = ("captured", "replayed", "padded", "eager", "evicted", "seconds", "MiB")
     for name in columns:
         table.add_column(name, justify="right")
     rows = [*stats.per_target.items()]

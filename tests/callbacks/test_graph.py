@@ -210,7 +210,7 @@ def test_stats_are_logged_and_printed(tmp_path, capsys):
     assert printed.count("HPU graphs") == 1
     assert "body" in printed
     assert "unused" not in printed
-    for column in ("captures", "replays", "padded", "eager", "evictions", "capture", "MiB"):
+    for column in ("captured", "replayed", "padded", "eager", "evicted", "seconds", "MiB"):
         assert column in printed
     # The rows of the last run stay when its graphs are gone.
     (row, *_) = callback.stats.per_target["body"].graphs
