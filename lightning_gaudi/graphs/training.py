@@ -36,7 +36,7 @@ from lightning_gaudi.graphs.training_graph import Call, Mask, TrainingGraph, set
 from lightning_gaudi.graphs.weights import ModuleWatch
 from lightning_gaudi.runtime import capture as hpu_capture
 
-_MAX_ATTRIBUTE_STATES = 64
+_MAX_KEYS = 64
 
 
 @dataclass
@@ -99,6 +99,7 @@ class GraphedTraining:
         self._asynchronous = asynchronous
         self._on_failure = on_failure
         self._entries: dict[Key, _Entry] = {}
+        self._last_settings: tuple[Any, ...] = ()
         self._gave_up = False
         self._said: set[str] = set()
 
@@ -152,7 +153,7 @@ class GraphedTraining:
         entry = self._entries.setdefault(key, _Entry())
         entry.learn()
         if not entry.masks:
-            return self._observe(entry, args, kwargs)
+            return self._observe(entry, settings, args, kwargs)
         autocast_dtype = (
             torch.get_autocast_dtype("hpu") if torch.is_autocast_enabled("hpu") else None
         )
@@ -172,7 +173,13 @@ class GraphedTraining:
 
     # --- the states of a call -------------------------------------------------------------------
 
-    def _observe(self, entry: _Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _observe(
+        self,
+        entry: _Entry,
+        settings: tuple[Any, ...],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         observation = _Observation()
         entry.observations.append(observation)
         output = self._run_eagerly(args, kwargs)
@@ -189,12 +196,15 @@ class GraphedTraining:
             if tensor.requires_grad and id(tensor) not in seen:
                 seen.add(id(tensor))
                 tensor.register_hook(self._noting(observation, place))  # type: ignore[no-untyped-call]
-        if len(self._entries) > _MAX_ATTRIBUTE_STATES + self._max_graphs:
+        if len(self._entries) > _MAX_KEYS + self._max_graphs:
+            changing = {name for _, name, *_ in set(settings) ^ set(self._last_settings)}
             self._entries = {k: e for k, e in self._entries.items() if e.graphs or e is entry}
             self._give_up(
                 "hardly two calls are alike: their arguments, or numbers among the attributes of "
-                "the module, are other ones each time. Keep what counts calls out of the module"
+                f"the module ({', '.join(sorted(changing)) or 'none'}), are other ones each time. "
+                "Keep what counts calls out of the module"
             )
+        self._last_settings = settings
         return output
 
     def _noting(self, observation: _Observation, place: int) -> Callable[[Tensor], None]:
