@@ -30,6 +30,7 @@ class CapturedGraph:
         writes_weights: Whether it writes to parameters or buffers.
         draws_random: Whether it draws random numbers.
         key: Its key among the graphs of its callable.
+        hint: A part of the key that is quickly made; it finds the graph that was last used for it.
         last_used: When it was last used, in calls.
         row: What is told of it.
     """
@@ -40,6 +41,7 @@ class CapturedGraph:
         "buffers",
         "draws_random",
         "graph",
+        "hint",
         "key",
         "last_used",
         "output",
@@ -69,6 +71,7 @@ class CapturedGraph:
         self.writes_weights = guard.has_written_weights
         self.draws_random = guard.draws_random
         self.key: Key = ()
+        self.hint: Key = ()
         self.last_used = 0
         self.row = GraphRow(num_sub_graphs=num_sub_graphs)
         # Most forwards return one tensor, made by the graph.

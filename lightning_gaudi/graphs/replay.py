@@ -106,13 +106,12 @@ class GraphedForward:
             reruns_failures=on_failure == "eager",
         )
         self._graphs: dict[Key, CapturedGraph] = {}
-        # The graph that was last used in each family of calls: the one to try first.
+        # The graph to try first: that of the last call of the same family and first shape.
         self._latest: dict[Key, CapturedGraph] = {}
         self._num_uses = 0
         self._postponed: set[Key] = set()
         self._failed = False
         self._said: set[str] = set()
-        # See graphs/padded_call.py. None: every call that has no graph is captured.
         self._padding: Padding | None = BatchPadding(self.name) if pad_batch else None
         self._is_padded = False
 
@@ -205,8 +204,7 @@ class GraphedForward:
         """The graph for a call, its key, and the device tensors that it takes, each once.
 
         Returns:
-            No graph where there is none yet; where the call must run op by op, a text, which says
-            why if the user should know.
+            No graph where there is none yet; a text, maybe empty, where it must run op by op.
 
         Raises:
             CaptureError: There is a graph, but it would be wrong for arguments that share memory.
@@ -232,7 +230,9 @@ class GraphedForward:
             if torch.is_grad_enabled() and self._wants_gradients(tensors):
                 return ""
             family = (structure, mode, switches)
-            captured = self._latest.get(family)
+            # Mostly the first shape tells which graph of a family it is.
+            hint = (family, tensors[0].shape if tensors else None)
+            captured = self._latest.get(hint)
             if captured is not None and captured.accepts(tensors, is_inference):
                 inputs = tensors
             else:
@@ -240,7 +240,8 @@ class GraphedForward:
                 captured = self._graphs.get((family, description))
                 if captured is None:
                     return None, (family, description), inputs
-                self._latest[family] = captured
+                self._latest[hint] = captured
+                captured.hint = hint
                 # Learn no call with host values or with a tensor twice: a check cannot see those.
                 is_plain = len(inputs) == len(tensors)
                 if is_plain and not captured.accepts(tensors, is_inference):
@@ -290,7 +291,7 @@ class GraphedForward:
             # A forward may make a buffer when it is first called: let it, and capture the next.
             is_first = isinstance(error, ReplacedWeightError) and key not in self._postponed
             self._postponed.add(key)
-            if not is_first and not self._accepts_failure(error):
+            if not (is_first or self._accepts_failure(error)):
                 raise
         else:
             given: Sequence[Tensor] | None = captured.buffers
@@ -323,9 +324,11 @@ class GraphedForward:
         captured = self._recorder.record(args, kwargs, inputs, self._watch, dry_run=dry_run)
         family, description = captured.key = key
         if len(inputs) == len(description):
+            captured.hint = (family, inputs[0].shape if inputs else None)
+            self._latest[captured.hint] = captured
             captured.learn(inputs, torch.is_inference_mode_enabled())
         self._num_uses = captured.last_used = self._num_uses + 1
-        self._graphs[key] = self._latest[family] = captured
+        self._graphs[key] = captured
         row = captured.row
         row.inputs = text_of(description)
         row.num_bytes = hpu_capture.bytes_in_use() - bytes_before
@@ -346,8 +349,8 @@ class GraphedForward:
 
     def _drop(self, captured: CapturedGraph) -> None:
         del self._graphs[captured.key]
-        if self._latest.get(captured.key[0]) is captured:
-            del self._latest[captured.key[0]]
+        if self._latest.get(captured.hint) is captured:
+            del self._latest[captured.hint]
         self.stats.forget_graph(captured.row)
 
     def _drop_all(self) -> None:

@@ -61,7 +61,7 @@ def test_bound_inputs_of_the_two_modes_share_a_graph(name):
     assert graphed.stats.captures == 1
 
 
-def test_results_survive_the_next_replay_and_the_callers_tensors_stay():
+def test_card_rule_3_results_survive_and_the_callers_tensors_stay():
     graphed, _ = graphed_case(CASES["mlp"], disable_tensor_cache=True)
     fn, _ = CASES["mlp"].make()
     inputs = [drawn(3, 4, seed=n) for n in range(3)]
@@ -120,7 +120,7 @@ def test_bound_graphs_hold_no_memory_but_their_outputs():
     assert bytes_of_graphs(binds=False) >= 13 * one_tensor
 
 
-def test_bound_tensors_are_given_to_the_graph_as_they_are():
+def test_card_rule_3_views_are_made_contiguous_and_the_rest_is_given_as_it_is():
     graphed = GraphedForward(lambda x: x * 2, disable_tensor_cache=True)
     x = drawn(4, 4, seed=0)
     graphed(x)
@@ -142,7 +142,7 @@ def test_bound_tensors_are_given_to_the_graph_as_they_are():
             assert not copied._is_view()
 
 
-def test_the_first_result_comes_from_a_replay_too():
+def test_card_rule_3_the_first_result_comes_from_a_replay_too():
     graphed = GraphedForward(lambda x: x * 2, disable_tensor_cache=True)
     with emulator.record() as events:
         assert graphed(torch.ones(2, device="hpu")).tolist() == [2, 2]
