@@ -63,8 +63,10 @@ class _Entry:
 class GraphedTraining:
     """A callable whose forward and backward are captured once a key and then replayed.
 
-    Gradients equal those of running op by op. Draws of random numbers are anew in each replay. What
-    the callable does besides computing happens when it is observed and captured only.
+    Gradients equal those of running op by op, to the last bit where the same kernels run; but where
+    a callable uses a weight more than once, and is called more than once before the backward, they
+    are summed up call by call, which rounds otherwise. Draws of random numbers are anew in each
+    replay. What the callable does besides computing happens when it is observed and captured only.
 
     Args:
         inference: The same callable for calls without gradients; counts go to its stats.
