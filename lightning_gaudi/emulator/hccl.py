@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from lightning_gaudi.emulator.tensor import HPUTensor
+
 HLS_MODULE_ID = "HLS_MODULE_ID"
 HABANA_VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
 
@@ -35,12 +37,22 @@ _REDUCING = (
     "reduce_scatter_single",
     "reduce_scatter_tensor",
 )
+# HCCL takes one buffer of any shape for what all ranks have; gloo cuts its first dimension.
+_FLAT = (
+    "_all_gather_base",
+    "_reduce_scatter_base",
+    "all_gather_into_tensor",
+    "all_gather_single",
+    "reduce_scatter_single",
+    "reduce_scatter_tensor",
+)
 # PyTorch's own object collectives call these by another name, with tensors that C++ takes for ours.
 # Not isend and irecv, which `P2POp` knows by identity.
 _MOVING = (
     *_REDUCING,
     "all_gather",
     "all_gather_into_tensor",
+    "all_gather_single",
     "all_to_all",
     "all_to_all_single",
     "broadcast",
@@ -150,6 +162,22 @@ def _is_hccl(given: tuple[Any, ...]) -> bool:
     return dist.get_backend(groups[0] if groups else None) == "hccl"
 
 
+def _flat(plain_function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain_function)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if _is_hccl((*args, *kwargs.values())):
+            args = tuple(map(_flatten, args))
+            kwargs = {name: _flatten(value) for name, value in kwargs.items()}
+        return plain_function(*args, **kwargs)
+
+    return function
+
+
+def _flatten(value: Any) -> Any:
+    is_ours = type(value) is HPUTensor and value.is_contiguous()
+    return value.view(-1) if is_ours else value
+
+
 def _moving(plain_function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain_function)
     def function(*args: Any, **kwargs: Any) -> Any:
@@ -182,6 +210,9 @@ def register() -> None:
             function = _reducing(plain_function)
             for owner in (dist, distributed_c10d):
                 setattr(owner, name, function)
+    for name in _FLAT:
+        if hasattr(dist, name):
+            setattr(dist, name, _flat(getattr(dist, name)))
     for name in _MOVING:
         if hasattr(dist, name):
             setattr(dist, name, _moving(getattr(dist, name)))
