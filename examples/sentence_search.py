@@ -73,11 +73,7 @@ class SentenceEncoder(L.LightningModule):
         Returns:
             Embeddings of shape (batch, hidden), float32.
         """
-        # Given a 2-D mask, the stock model asks on the host whether anything is padded, and a graph
-        # would keep the first batch's answer for ever. A 4-D boolean mask is used as it is.
-        hidden = self.model(
-            input_ids=input_ids, attention_mask=attention_mask[:, None, None, :].bool()
-        ).last_hidden_state
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         weights = attention_mask[:, :, None].to(hidden.dtype)
         mean = (hidden * weights).sum(1) / weights.sum(1)
         return nn.functional.normalize(mean, dim=1)
