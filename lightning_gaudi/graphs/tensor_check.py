@@ -27,8 +27,9 @@ def tensor_check(tensors: Sequence[Tensor]) -> TensorCheck | None:
 
     Returns:
         A function of as many tensors. True proves that they have the same types, shapes, strides,
-        dtypes and devices; False may have other reasons as well, such as `requires_grad`, inference
-        mode or autocast. None where PyTorch does not offer it.
+        dtypes and devices, and that no two are the same object. False may have other reasons as
+        well, such as `requires_grad`, inference mode or autocast. None where PyTorch does not
+        offer it.
     """
     return _make(tensors) if _is_trustworthy() else None
 
@@ -53,8 +54,8 @@ def _make(tensors: Sequence[Tensor]) -> TensorCheck | None:
 def _is_trustworthy() -> bool:
     """Whether the check tells apart what it must."""
     one, two = torch.zeros(2, 3), torch.zeros(4)
-    check = _make([one, two])
-    if check is None:
+    check, same = _make([one, two]), _make([one, one.clone()])
+    if check is None or same is None:
         return False
     others = [
         (two, one),
@@ -67,6 +68,11 @@ def _is_trustworthy() -> bool:
         (one, torch.zeros(4, device="meta")),
     ]
     try:
-        return check(one.clone(), two.clone()) and not any(check(*pair) for pair in others)
+        return (
+            check(one.clone(), two.clone())
+            and same(one, one.clone())
+            and not same(one, one)
+            and not any(check(*pair) for pair in others)
+        )
     except (TypeError, RuntimeError):
         return False

@@ -68,18 +68,32 @@ def test_the_check_holds_no_reference():
     assert check(*pair())
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [lambda tensors: None, lambda tensors: lambda *others: True, lambda tensors: pytest.fail],
-    ids=["missing", "always true", "raising"],
-)
-def test_a_check_that_fails_its_test_is_not_used(monkeypatch, broken):
-    def raising(*tensors):
+def missing(tensors):
+    return None
+
+
+def always_true(tensors):
+    return lambda *others: True
+
+
+def raising(tensors):
+    def check(*others):
         raise TypeError
 
-    monkeypatch.setattr(
-        tensor_check, "_make", lambda t: raising if broken(t) is pytest.fail else broken(t)
-    )
+    return check
+
+
+def blind_to_repetition(tensors):
+    def layouts(them):
+        return [(t.shape, t.stride(), t.dtype, t.device) for t in them]
+
+    expected = layouts(tensors)
+    return lambda *others: layouts(others) == expected
+
+
+@pytest.mark.parametrize("broken", [missing, always_true, raising, blind_to_repetition])
+def test_a_check_that_fails_its_test_is_not_used(monkeypatch, broken):
+    monkeypatch.setattr(tensor_check, "_make", broken)
     tensor_check._is_trustworthy.cache_clear()
     try:
         assert tensor_check.tensor_check(pair()) is None
