@@ -41,6 +41,7 @@ fuzz: $(STAMP)
 # Figures of this machine's CPU, never of a card.
 bench: $(STAMP)
 	LIGHTNING_GAUDI_EMULATOR=1 PT_HPU_LAZY_MODE=1 $(BIN)/python benchmarks/bench_emulator.py
+	LIGHTNING_GAUDI_EMULATOR=1 PT_HPU_LAZY_MODE=1 $(BIN)/python benchmarks/bench_replay.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
