@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,7 @@ from lightning_gaudi.emulator.tensor import HPUTensor
 HLS_MODULE_ID = "HLS_MODULE_ID"
 HABANA_VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
 
+_LET_GO_S = 0.05
 _FROM_MPI = {
     "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
     "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
@@ -193,6 +195,17 @@ def _moving(plain_function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _destroying(plain_function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain_function)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        # A process hung now and then when it freed a group right after its last collective: it
+        # waits for gloo's threads, and they, it seems, for the interpreter, to let go of tensors.
+        time.sleep(_LET_GO_S)
+        return plain_function(*args, **kwargs)
+
+    return function
+
+
 def _is_on_host(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(_is_on_host, value))
@@ -210,6 +223,9 @@ def register() -> None:
             function = _reducing(plain_function)
             for owner in (dist, distributed_c10d):
                 setattr(owner, name, function)
+    destroy = _destroying(distributed_c10d.destroy_process_group)
+    for owner in (dist, distributed_c10d):
+        owner.destroy_process_group = destroy  # type: ignore[attr-defined]
     for name in _FLAT:
         if hasattr(dist, name):
             setattr(dist, name, _flat(getattr(dist, name)))

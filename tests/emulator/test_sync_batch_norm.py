@@ -106,5 +106,6 @@ def test_two_processes_against_one_batch_norm(run_python):
             multiprocessing.spawn(work, (store.port,), nprocs=2)
             print("equal")
     """
-    output = run_python(code, LIGHTNING_GAUDI_EMULATOR_DEVICES="2", HLS_MODULE_ID=None).stdout
+    variables = {"LIGHTNING_GAUDI_EMULATOR_DEVICES": "2", "OMP_NUM_THREADS": "1"}
+    output = run_python(code, HLS_MODULE_ID=None, **variables).stdout
     assert output == "equal\n"
