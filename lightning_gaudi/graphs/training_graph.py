@@ -158,7 +158,7 @@ class TrainingGraph:
         lease = Lease()
         self._lease = weakref.ref(lease)
         given = [tensor for tensor in call.inputs if tensor.requires_grad]
-        made = _Replayed.apply(self, lease, call, len(given), *given, *self.weights)
+        made = _Replayed.apply(self, lease, call, len(given), *given, *self.weights)  # type: ignore[no-untyped-call]
         by_id = dict(zip(map(id, self.distinct()), made, strict=True))
         results: list[Tensor] = []
         for tensor, source in zip(self.tensors, self.sources, strict=True):
