@@ -175,7 +175,6 @@ def odd(collator):
         ({"modle": {"ids": [2, 4]}}, texts, "warmup names a target 'modle', but the targets are"),
         (["ids"], texts, "a call must be a mapping of argument names to shapes.*it is 'ids'"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_warmed_up(warmup, loader, message):
     with pytest.raises(ConfigurationError, match=message):

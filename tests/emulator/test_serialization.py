@@ -85,7 +85,6 @@ def test_saving_a_result_of_autograd():
         {"cpu": "hpu:0"},
         lambda storage, place: torch.serialization.default_restore_location(storage, "hpu"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("weights_only", [True, False])
 def test_loading_onto_the_device(location, weights_only):
