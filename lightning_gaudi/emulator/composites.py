@@ -81,9 +81,21 @@ def _pad_packed_sequence(
     return pad_packed_sequence
 
 
+def _one_hot(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+        # Without a number of classes PyTorch reads it from the device, and with a wrong one raises.
+        if type(tensor) is not HPUTensor or tensor.dtype is not torch.int64 or num_classes < 1:
+            return plain(tensor, num_classes)
+        classes = torch.arange(num_classes, device=tensor.device)
+        return (tensor.unsqueeze(-1) == classes).to(torch.int64)
+
+    return one_hot
+
+
 def attach() -> None:
     """Put these in place of PyTorch's functions; they serve plain tensors as before."""
     replace(torch, "vander", _vander(torch.vander))
+    replace(torch.nn.functional, "one_hot", _one_hot(torch.nn.functional.one_hot))
     nn: Any = torch._C._nn
     replace(nn, "pad_sequence", _pad_sequence(nn.pad_sequence))
     functions: Any = torch._VF

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import rnn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 X = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
 ROW = X[0].clone()
@@ -162,3 +163,23 @@ def test_spectral_norms_and_orthogonal_weights():
         expected, found = host(X), device(X.to("hpu"))
         assert found.device.type == "hpu"
         torch.testing.assert_close(found.cpu(), expected, rtol=1.3e-6, atol=1e-6)
+
+
+def test_one_hot_under_a_dispatch_mode_stays_on_the_device():
+    """As in every capture of our engine, whose guard is such a mode and keeps host tensors."""
+
+    class Holding(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held: list[object] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.held.append(func(*args, **(kwargs or {})))
+            return self.held[-1]
+
+    labels = torch.tensor([[0, 2], [1, 1]])
+    with Holding():
+        found = functional.one_hot(labels.to("hpu"), 4)
+    assert found.device.type == "hpu"
+    assert torch.equal(found.cpu(), functional.one_hot(labels, 4))
+    assert found.stride() == functional.one_hot(labels, 4).stride()
