@@ -159,7 +159,7 @@ def test_on_failure_eager_gives_the_right_answer_anyway():
     assert (callback.stats.captures, callback.stats.eager_calls) == (0, 6)
 
 
-def test_metrics_that_keep_references_get_their_own_copies():
+def test_never_wrong_12_metrics_that_keep_references_get_their_own_copies():
     from torchmetrics import CatMetric
 
     class Keeps(WithForward):
