@@ -15,6 +15,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -44,7 +45,13 @@ def _install() -> None:
     assert spec is not None, f"{_PACKAGE} is not importable, but its entry point is installed"
     package = sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
     try:
-        importlib.import_module(f"{_PACKAGE}.emulator").install()
+        emulator = importlib.import_module(f"{_PACKAGE}.emulator")
+        emulator.install()
+        # All of it now: a later ``from lightning_gaudi.emulator import ...`` of a module that is
+        # not there yet would import the whole of `lightning_gaudi` on its way.
+        for module in pkgutil.iter_modules(emulator.__path__):
+            if not module.ispkg:
+                importlib.import_module(f"{_PACKAGE}.emulator.{module.name}")
     finally:
         # The empty package must not pass for the real one. Its modules stay: the real one, when it
         # is imported, finds them as they are.
