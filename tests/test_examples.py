@@ -42,7 +42,8 @@ def test_sentence_search_equals_stock_transformers_and_finds_things():
     assert row("forwards run op by op", output) == "0"
     assert row("CPU fallbacks", output) == "0"
     assert "Warning" not in result.stderr
-    assert int(row("host reads", output)) <= 2
+    # Two are Lightning's own; the first padded batch of each of the 6 lengths is compared twice.
+    assert int(row("host reads", output)) <= 2 + 6 * 2
     assert len(re.findall(r"^  0\.\d\d  ", output, flags=re.MULTILINE)) == 15
 
 

@@ -385,7 +385,8 @@ def test_later_epochs_compile_nothing_inside_a_step(tmp_path: Path) -> None:
     assert [event for event in late if inside[id(event)]] == []
     # Between steps, epoch ends reduce and reset what was logged: small graphs, compiled once each.
     assert late
-    assert all(int(event.detail.split()[0]) <= 10 for event in late), late
+    # (A number written on the device is an op there, and ends no graph as a copy would.)
+    assert all(int(event.detail.split()[0]) <= 15 for event in late), late
     assert compilations(events[ends[20] : ends[39]]) == []
 
 
