@@ -65,7 +65,6 @@ class Program:
         blocks: The device memory of every buffer: it stays in use as long as the program.
         private: The private memory among it, each with a plain tensor that lies there.
         written: Device memory that is not private and that an op writes to.
-        baked: Names of ops whose result was read by the host and is now a constant.
         num_sub_graphs: Into how many recipes flushes have split the capture.
         records: Every op in order, views and writes in place included; None unless
             ``LIGHTNING_GAUDI_EMULATOR_COMPILE=1``, for they hold what a replay does not need.
@@ -77,7 +76,6 @@ class Program:
         self.blocks: set[Block] = set()
         self.private: dict[Block, Tensor] = {}
         self.written: set[Block] = set()
-        self.baked: list[str] = []
         self.num_sub_graphs = 0
         self.broken = ""
         is_compiled = os.environ.get("LIGHTNING_GAUDI_EMULATOR_COMPILE") == "1"
@@ -162,10 +160,6 @@ class Program:
         given = tuple(_leaves((args, tuple(kwargs.values()))))
         results = [None if self._is_view(r, given) else self._result(r) for r in _leaves(out)]
         self.steps.append((_run_collective, (info.call, results, plain_args, plain_kwargs), {}))
-
-    def bake(self, info: OpInfo) -> None:
-        """Note an op whose result the host has read; a replay does not run it."""
-        self.baked.append(info.name)
 
     def refuse_fallback(self, info: OpInfo) -> None:
         """Raise as the bridge does for an op without a kernel inside a capture."""

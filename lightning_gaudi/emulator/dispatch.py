@@ -196,7 +196,6 @@ def _run_data_dependent(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, A
     accounting.before_host_read(info.name)
     if capture.current is not None:
         capture.current.before_write(info, args, kwargs)
-        capture.current.bake(info)
     return _run_apart(info, args, kwargs)
 
 
