@@ -1,0 +1,1 @@
+"""Data in few, fixed shapes: buckets, batches grouped by them, and text from files."""

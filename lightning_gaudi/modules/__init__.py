@@ -1,0 +1,1 @@
+"""LightningModules around models of other libraries."""
