@@ -5,16 +5,20 @@ device ``"hpu"`` and the package ``habana_frameworks``. What it does differently
 listed in ``README.md`` beside this file.
 """
 
+from lightning_gaudi.emulator.compile_reasons import Reason, ShapeChange
 from lightning_gaudi.emulator.errors import EmulatorError, GraphCaptureError
-from lightning_gaudi.emulator.events import EVENT_KINDS, Event, event_counts, record
+from lightning_gaudi.emulator.events import EVENT_KINDS, Event, event_counts
 from lightning_gaudi.emulator.installation import device_count, install, is_installed
 from lightning_gaudi.emulator.mode import is_fixed as is_mode_fixed
+from lightning_gaudi.emulator.recording import record
 
 __all__ = [
     "EVENT_KINDS",
     "EmulatorError",
     "Event",
     "GraphCaptureError",
+    "Reason",
+    "ShapeChange",
     "device_count",
     "event_counts",
     "install",

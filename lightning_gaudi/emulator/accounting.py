@@ -15,15 +15,21 @@ In eager mode every op is a graph of its own.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
 from lightning_gaudi.emulator import events, mixed_devices
+from lightning_gaudi.emulator.compile_reasons import KnownRecipes, NotedOps, Reason
 from lightning_gaudi.emulator.ops import OpInfo
+from lightning_gaudi.emulator.source import locate, spell
 from lightning_gaudi.emulator.strict import is_strict
 from lightning_gaudi.emulator.tensor import HPUTensor, block_of
+
+_num_noting = 0  # how many records ask for reasons
 
 
 class LazyGraph:
@@ -32,8 +38,8 @@ class LazyGraph:
     __slots__ = ("inputs", "num_compute", "ops")
 
     def __init__(self) -> None:
-        self.ops: list[tuple[Any, ...]] = []
         self.inputs: list[tuple[Any, ...]] = []
+        self.ops: list[tuple[Any, ...]] = NotedOps(self.inputs) if _num_noting else []
         self.num_compute = 0
 
     def add_input(self, tensor: HPUTensor) -> int:
@@ -49,6 +55,8 @@ class RecipeCache:
 
     def __init__(self) -> None:
         self._recipes: dict[tuple[Any, ...], int] = {}
+        self._known = KnownRecipes()
+        self.compiled = KnownRecipes()  # the graphs of torch.compile
         self.num_compilations = 0
         self.num_hits = 0
 
@@ -61,6 +69,28 @@ class RecipeCache:
         self.num_compilations += 1
         self._recipes[key] = 0
         return False
+
+    @contextmanager
+    def emptied(self) -> Iterator[None]:
+        """Know no recipe for a while; the counts go on. What is compiled meanwhile stays known."""
+        before, known = self._recipes, self.compiled
+        self._recipes, self.compiled = {}, KnownRecipes()
+        try:
+            yield
+        finally:
+            for key, hits in self._recipes.items():
+                before[key] = before.get(key, 0) + hits
+            self._recipes, self.compiled = before, known
+
+    def explain(self, graph: LazyGraph, cause: str) -> Reason | None:
+        """Why a graph that was not found had to be compiled; None where nobody noted its lines."""
+        ops = graph.ops
+        if not isinstance(ops, NotedOps):
+            return None
+        self._known.read(self._recipes)
+        return self._known.explain(
+            ops, graph.inputs, ops.place_of, ops.reader_of, (cause, spell(locate()))
+        )
 
     def hits_by_recipe(self) -> dict[str, int]:
         """Hits of each recipe that was hit, by its number in order of compilation."""
@@ -121,11 +151,32 @@ def close_eager(cause: str) -> None:
 
 def _compile(graph: LazyGraph, cause: str) -> None:
     if not cache.look_up((tuple(graph.ops), tuple(graph.inputs))):
-        detail = ""
+        detail, reason = "", None
         if events.is_recording():
             shapes = ", ".join(f"{list(shape)}:{dtype}" for shape, dtype, _ in graph.inputs)
             detail = f"{len(graph.ops)} ops; inputs {shapes}"
-        events.emit("compile", cause, detail)
+            reason = cache.explain(graph, cause)
+        events.emit("compile", cause, detail, reason)
+
+
+@contextmanager
+def noting_lines() -> Iterator[None]:
+    """Note where each op is called, so that compilations can be explained."""
+    global _num_noting
+    _num_noting += 1
+    if not isinstance(pending.ops, NotedOps):
+        pending.ops = NotedOps(pending.inputs, pending.ops)
+    try:
+        yield
+    finally:
+        _num_noting -= 1
+        if not _num_noting:
+            pending.ops = list(pending.ops)
+
+
+def is_noting() -> bool:
+    """Whether compilations are explained."""
+    return _num_noting > 0
 
 
 def is_pending(tensor: HPUTensor) -> bool:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lightning_gaudi.emulator.source import source_line
+from lightning_gaudi.emulator.compile_reasons import Reason
+from lightning_gaudi.emulator.source import locate, spell
 
 EventKind = Literal[
     "mark_step",
@@ -40,12 +41,17 @@ class Event:
         cause: Why: the op, the call, or what forced the flush.
         line: The user's source line, ``"path:number"``.
         detail: More where there is more to say: the shapes that a compilation was for.
+        library: The library's line, where no line of the user asked for it (a Trainer's progress
+            bar, its optimizer step); else empty.
+        reason: Why a compilation was needed, in a record that asks for reasons.
     """
 
     kind: EventKind
     cause: str
     line: str
     detail: str = ""
+    library: str = ""
+    reason: Reason | None = None
 
 
 counts: dict[str, int] = dict.fromkeys(EVENT_KINDS, 0)
@@ -62,11 +68,19 @@ def is_recording() -> bool:
     return bool(_records)
 
 
-def emit(kind: EventKind, cause: str, detail: str = "") -> None:
+def emit(kind: EventKind, cause: str, detail: str = "", reason: Reason | None = None) -> None:
     """Count an event and, where a record is open, append it there."""
     counts[kind] += 1
     if _records:
-        event = Event(kind=kind, cause=cause, line=source_line(), detail=detail)
+        place = spell(locate())
+        event = Event(
+            kind=kind,
+            cause=cause,
+            line=place.line,
+            detail=detail,
+            library=place.library,
+            reason=reason,
+        )
         for record_ in _records:
             record_.append(event)
     for listener in listeners:

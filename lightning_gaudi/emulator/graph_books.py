@@ -9,6 +9,7 @@ of the bridge's partitioner.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch._ops import OpOverload
 
 from lightning_gaudi.emulator import accounting, events
 from lightning_gaudi.emulator.ops import OpInfo, OpKind
+from lightning_gaudi.emulator.source import Place, innermost, locate, spell
 
 _CAUSE = "hpu_backend"
+_FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 
 def device_of(node: Any) -> str:
@@ -35,6 +38,8 @@ class Books:
         self._has_symbols = False
         self._notes: list[tuple[str, str]] = []
         self._detail = ""
+        self._ops: list[tuple[Any, ...]] = []
+        self._places: list[Place] = []
         text = hashlib.sha256()
         shapes: list[str] = []
         num_pending = 0
@@ -50,7 +55,10 @@ class Books:
                     self._has_symbols = True
             elif node.op == "call_function" and isinstance(node.target, OpOverload):
                 num_ops += 1
-                num_pending = self._note(node, OpInfo(node.target), num_pending)
+                info = OpInfo(node.target)
+                self._ops.append(_part_of(info.name, node))
+                self._places.append(_place_of(node))
+                num_pending = self._note(node, info, num_pending)
         if num_pending:
             self._notes.append(("recipe", ""))
         self._key = text.hexdigest()
@@ -107,4 +115,29 @@ class Books:
             key = (*key, tuple(shapes))
             detail = f"inputs {[list(s) if isinstance(s, torch.Size) else s for s in shapes]}"
         if not accounting.cache.look_up(key):
-            events.emit("compile", _CAUSE, detail)
+            known = accounting.cache.compiled
+            tensors = [value for value in inputs if isinstance(value, Tensor)]
+            described = [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in tensors]
+            reason = None
+            if accounting.is_noting() and self._ops:
+                reason = known.explain(
+                    self._ops,
+                    described,
+                    self._places.__getitem__,
+                    lambda number: 0,
+                    (_CAUSE, spell(locate())),
+                )
+            known.add(self._ops, described)
+            events.emit("compile", _CAUSE, detail, reason)
+
+
+def _part_of(name: str, node: fx.Node) -> tuple[Any, ...]:
+    """An op with its arguments as a recipe knows them; tensors by the name of what made them."""
+    settings = [(key, str(value)) for key, value in node.kwargs.items() if key != "device"]
+    return (name, *map(str, node.args), *settings)
+
+
+def _place_of(node: fx.Node) -> Place:
+    """The line that Dynamo traced a node from, of the stack that it kept."""
+    frames = [(path, int(number)) for path, number in _FRAME.findall(node.stack_trace or "")]
+    return innermost(reversed(frames)) or spell(locate())
