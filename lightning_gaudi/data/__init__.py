@@ -1,1 +1,7 @@
 """Data in few, fixed shapes: buckets, batches grouped by them, and text from files."""
+
+from lightning_gaudi.data.buckets import choose_buckets
+from lightning_gaudi.data.collate import BucketCollator
+from lightning_gaudi.data.sampler import BucketBatchSampler
+
+__all__ = ["BucketBatchSampler", "BucketCollator", "choose_buckets"]
