@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gaudi.accelerator import HPUAccelerator
+from lightning_gaudi.data.resume import make_resumable
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.precision import for_hpu
 from lightning_gaudi.runtime import device as hpu
@@ -183,6 +184,13 @@ class GaudiStrategy(DDPStrategy):
     def determine_ddp_device_ids(self) -> None:
         """No device ids: HPU modules are on one device, and DDP takes ids for CUDA only."""
         return
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        """Let a fit go on in the middle of an epoch where a `BucketBatchSampler` makes batches."""
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        return make_resumable(dataloader, trainer) if trainer.training else dataloader
 
     # --- steps ----------------------------------------------------------------------------------
 
