@@ -27,11 +27,11 @@ class Encoder(nn.Module):
         return hidden
 
 
-def tiny_bert() -> Encoder:
+def tiny_bert(vocab_size: int = 1000) -> Encoder:
     """BERT-tiny: 2 layers, 128 wide, 2 heads; random weights."""
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=1000,
+        vocab_size=vocab_size,
         hidden_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
