@@ -10,7 +10,7 @@ from lightning_gaudi.emulator.errors import EmulatorError, GraphCaptureError
 from lightning_gaudi.emulator.events import EVENT_KINDS, Event, event_counts
 from lightning_gaudi.emulator.installation import device_count, install, is_installed
 from lightning_gaudi.emulator.mode import is_fixed as is_mode_fixed
-from lightning_gaudi.emulator.recording import record
+from lightning_gaudi.emulator.recording import num_cache_hits, record
 
 __all__ = [
     "EVENT_KINDS",
@@ -24,5 +24,6 @@ __all__ = [
     "install",
     "is_installed",
     "is_mode_fixed",
+    "num_cache_hits",
     "record",
 ]

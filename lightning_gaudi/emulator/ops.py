@@ -230,7 +230,9 @@ def _takes_tensor(argument: Any) -> bool:
 def _kind_of(func: OpOverload, base: str) -> OpKind:
     if base in _HOST_READS:
         return OpKind.HOST_READ
-    if base in _DATA_DEPENDENT:
+    short = _short_name(func)
+    # By overload where only one of them depends on data; composites arrive whole in inference mode.
+    if short == "where" or (base in _DATA_DEPENDENT and short != "repeat_interleave.self_int"):
         return OpKind.DATA_DEPENDENT
     if base in _METADATA:
         return OpKind.METADATA

@@ -25,3 +25,8 @@ def record(*, reasons: bool = False, empty_cache: bool = False) -> Iterator[list
         if reasons:
             stack.enter_context(accounting.noting_lines())
         yield stack.enter_context(events.record())
+
+
+def num_cache_hits() -> int:
+    """Graphs found in the recipe cache since the process started."""
+    return accounting.cache.num_hits

@@ -34,21 +34,14 @@ from lightning_gaudi.errors import HostReadError
 from lightning_gaudi.graphs.transformers_masks import masks_are_built
 from lightning_gaudi.graphs.undo import Snapshot
 from lightning_gaudi.runtime import environment
+from lightning_gaudi.runtime.host_reads import METADATA, read_of
 from lightning_gaudi.runtime.source import library_line, source_line
 
-_METADATA = frozenset({"aten::is_pinned", "aten::is_same_size", "aten::_version"})
-_INDEXING = frozenset({"aten::index", "aten::index_put", "aten::index_put_"})
-_DATA_DEPENDENT = frozenset({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output})
 # What torch.tensor and indexing by a number call on the constant that they have just made.
 _FRESH = frozenset({"aten::lift_fresh", "aten::lift_fresh_copy"})
-_NUMBER_TYPES = (torch.IntType, torch.FloatType, torch.BoolType, torch.NumberType)
-# It looks at an error code on the host, but its schema returns nothing and it has no tag.
-_SILENT_READS = frozenset({"aten::_linalg_check_errors"})
 # Running statistics: the schema does not say that it writes to them (3 and 4), and whether it does
 # is another argument (5).
 _BATCH_NORMS = frozenset({"aten::native_batch_norm", "aten::_native_batch_norm_legit"})
-# Whether a result's size is given, by the op whose tag says that it depends on data.
-_SIZE_ARGUMENTS = {"aten::repeat_interleave": "output_size", "aten::one_hot": "num_classes"}
 # These run with all modes off: printing, and what torch.tensor([x[0], x[1]]) calls.
 _PAST_DISPATCH = ("__repr__", "__float__", "__int__", "__index__", "__bool__", "__complex__")
 _COLLECTIVES = frozenset({"c10d", "_c10d_functional", "c10d_functional"})
@@ -74,6 +67,13 @@ _REMEDY_COLLECTIVE = (
     "Capture the module inside the distributed wrapper, or export PT_HPU_ENABLE_LAZY_COLLECTIVES=1 "
     "before Python starts."
 )
+
+# What `read_of` finds, in words, and the remedy.
+_READS = {
+    "value": ("reads a device value on the host", _REMEDY_VALUE),
+    "shape": ("has a result whose shape depends on data", _REMEDY_SHAPE),
+    "copy": ("copies a device tensor to the host", _REMEDY_COPY),
+}
 
 
 class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -202,22 +202,12 @@ class CaptureGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _check_device_op(
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if name in _METADATA:
+        if name in METADATA:
             return
         schema = func._schema
-        if name in _SILENT_READS or any(isinstance(r.type, _NUMBER_TYPES) for r in schema.returns):
-            self._refuse(name, "reads a device value on the host", _REMEDY_VALUE)
-        if name in _INDEXING:
-            # One value under a mask is masked_fill; with several, their number must fit the mask.
-            depends_on_data = _has_bool_index(args) and (len(args) < 3 or args[2].numel() != 1)
-        else:
-            depends_on_data = not (
-                _DATA_DEPENDENT.isdisjoint(func.tags) or _has_size(name, func, args, kwargs)
-            )
-        if depends_on_data:
-            self._refuse(name, "has a result whose shape depends on data", _REMEDY_SHAPE)
-        if name == "aten::copy_" and args[0].device.type == "cpu":
-            self._refuse(name, "copies a device tensor to the host", _REMEDY_COPY)
+        read = read_of(func, args, kwargs)
+        if read is not None:
+            self._refuse(name, *_READS[read])
         if name in _BATCH_NORMS and len(args) > 5:
             for tensor in args[3:5] if args[5] else ():
                 if tensor is not None:
@@ -293,12 +283,6 @@ def _tensors_by_side(values: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor
     return on_device, on_host
 
 
-def _has_bool_index(args: tuple[Any, ...]) -> bool:
-    return any(
-        isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-    )
-
-
 def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call draws random numbers; attention does with dropout only."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
@@ -313,14 +297,3 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _is_for_device(kwargs: dict[str, Any]) -> bool:
     device = kwargs.get("device")
     return device is not None and torch.device(device).type != "cpu"
-
-
-def _has_size(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the call itself says how large the result is."""
-    wanted = _SIZE_ARGUMENTS.get(name)
-    if wanted is None:
-        return False
-    names = [argument.name for argument in func._schema.arguments]
-    place = names.index(wanted) if wanted in names else len(args)
-    size = args[place] if place < len(args) else kwargs.get(wanted)
-    return size is not None and size >= 0
