@@ -1,5 +1,6 @@
 """Lightning callbacks for Gaudi."""
 
 from lightning_gaudi.callbacks.graph import HPUGraphCallback
+from lightning_gaudi.callbacks.prediction_order import PredictionOrder
 
-__all__ = ["HPUGraphCallback"]
+__all__ = ["HPUGraphCallback", "PredictionOrder"]

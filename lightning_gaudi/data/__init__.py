@@ -2,6 +2,7 @@
 
 from lightning_gaudi.data.buckets import choose_buckets
 from lightning_gaudi.data.collate import BucketCollator
+from lightning_gaudi.data.order import in_data_order
 from lightning_gaudi.data.sampler import BucketBatchSampler
 
-__all__ = ["BucketBatchSampler", "BucketCollator", "choose_buckets"]
+__all__ = ["BucketBatchSampler", "BucketCollator", "choose_buckets", "in_data_order"]
