@@ -1,1 +1,5 @@
 """LightningModules around models of other libraries."""
+
+from lightning_gaudi.modules.transformers import TransformersModule
+
+__all__ = ["TransformersModule"]

@@ -17,6 +17,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import ERROR
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -178,7 +179,7 @@ def _without_advice() -> Iterator[None]:
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:

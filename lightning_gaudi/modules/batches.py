@@ -1,0 +1,113 @@
+"""Looks at batches on the host, before they move to the device, where looking is cheap."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Set
+from typing import Any
+
+from torch import Tensor
+
+from lightning_gaudi.modules.heads import Head
+
+_METADATA = {
+    *("id", "ids", "idx", "index", "indices", "row", "rows", "example_id"),
+    *("length", "lengths", "offset_mapping", "overflow_to_sample_mapping", "special_tokens_mask"),
+}
+"""Keys of tensors that are often in a batch, and no model takes."""
+
+
+class BatchCheck:
+    """Checks the batches of a module.
+
+    Args:
+        head: The head, for the labels.
+        accepted: What the model's forward takes.
+        main_input: The name of what it cannot do without.
+        num_tokens: How many tokens the model knows; None where it takes none.
+    """
+
+    def __init__(
+        self, head: Head, accepted: Set[str], main_input: str, num_tokens: int | None
+    ) -> None:
+        self._head = head
+        self._accepted = accepted
+        self._main_input = main_input
+        self._num_tokens = num_tokens
+        self._has_warned = False
+
+    def __call__(self, batch: Any, *, needs_labels: bool, stage: str) -> None:
+        """Check a batch.
+
+        Args:
+            batch: What the dataloader gave.
+            needs_labels: Whether it must have labels.
+            stage: The stage, for messages.
+
+        Raises:
+            TypeError: It is no dict.
+            ValueError: Inputs or labels are missing, or a token or label cannot be.
+        """
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                "a batch must be a dict with the names of the model's arguments, such as "
+                f"'{self._main_input}' and 'labels', but it is a {type(batch).__name__}. Have the "
+                "dataset give dicts, or collate its rows into one."
+            )
+        if self._main_input not in batch and "inputs_embeds" not in batch:
+            raise ValueError(
+                f"a batch needs {self._main_input!r}, but it has {_keys(batch)}. The model's "
+                f"forward takes {', '.join(map(repr, sorted(self._accepted)))}."
+            )
+        missing = [key for key in self._head.label_keys if key not in batch]
+        if missing and needs_labels:
+            raise ValueError(
+                f"a batch for {stage} needs {' and '.join(map(repr, missing))}, but it has "
+                f"{_keys(batch)}."
+            )
+        if not missing:
+            self._head.check(batch)
+        self._check_tokens(batch.get("input_ids"))
+        self._warn_of_unknown(batch)
+
+    def _check_tokens(self, ids: Any) -> None:
+        if self._num_tokens is None or not isinstance(ids, Tensor) or ids.device.type != "cpu":
+            return
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self._num_tokens):
+            raise ValueError(
+                f"batch['input_ids'] must be in 0 to {self._num_tokens - 1}, but it goes from "
+                f"{int(ids.min())} to {int(ids.max())}: is the tokenizer another model's?"
+            )
+
+    def _warn_of_unknown(self, batch: Mapping[str, Any]) -> None:
+        known = self._accepted | _METADATA | {"labels", *self._head.label_keys}
+        unknown = [key for key, v in batch.items() if isinstance(v, Tensor) and key not in known]
+        if unknown and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"the model's forward takes no {', '.join(map(repr, unknown))}, so it is left out. "
+                f"It takes {', '.join(map(repr, sorted(self._accepted)))}.",
+                stacklevel=3,
+            )
+
+
+def _keys(batch: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, batch)) or "nothing"
+
+
+def arguments_of(model: Any) -> frozenset[str]:
+    """The names that a model's forward takes, whatever it is swapped for."""
+    parameters = inspect.signature(type(model).forward).parameters.values()
+    named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return frozenset(p.name for p in named) - {"self"}
+
+
+def num_tokens_of(model: Any) -> int | None:
+    """How many tokens a model knows; None where it takes none."""
+    if "input_ids" not in arguments_of(model):
+        return None
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # the library's answer where there are none
+        return None

@@ -1,0 +1,25 @@
+"""The Gaudi software's own optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from lightning_gaudi.runtime import loading
+
+
+def fused_adamw(params: ParamsT, **settings: Any) -> Optimizer:
+    """``habana_frameworks.torch.hpex.optimizers.FusedAdamW``: a group's parameters in one kernel.
+
+    It adds ``eps`` after the bias correction of the second moment, where ``torch.optim.AdamW``
+    adds it before (bridge 1.19.0, ``optimizer_kernels.cpp``): the first steps of parameters with
+    very small gradients differ.
+
+    Args:
+        params: Parameters on the device, or groups of them.
+        settings: ``lr``, ``betas``, ``eps``, ``weight_decay``, ``bias_correction``.
+    """
+    optimizer: Optimizer = loading.module("torch.hpex.optimizers").FusedAdamW(params, **settings)
+    return optimizer
