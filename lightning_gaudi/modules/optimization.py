@@ -54,7 +54,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """The trainable parameters in two groups: with decay and without.
 
     Without decay are biases, and all parameters of modules whose class or name says that they are
-    norms. A parameter that is used in several places is in one group, once.
+    norms or biases. A parameter that is used in several places is in one group, once.
 
     Args:
         model: The model.
@@ -67,15 +67,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed: list[nn.Parameter] = []
     seen: set[int] = set()
     for path, module in model.named_modules():
-        is_norm = bool(
-            _NORM_CLASS.search(type(module).__name__) or _NORM_NAME.search(path.rpartition(".")[2])
+        own_name = path.rpartition(".")[2]
+        is_kept = bool(
+            _NORM_CLASS.search(type(module).__name__)
+            or _NORM_NAME.search(own_name)
+            or "bias" in own_name  # of T5's positions, a module
         )
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
-            is_bias = name == "bias" or name.endswith("_bias")
-            (kept if is_norm or is_bias else decayed).append(parameter)
+            (kept if is_kept or "bias" in name else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},
