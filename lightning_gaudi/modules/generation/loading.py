@@ -1,4 +1,4 @@
-"""The model to generate with: from a path, a config, or as it is."""
+"""The model to generate with: from a path, a config, a GGUF file, or as it is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from lightning_gaudi.errors import ConfigurationError
+
+_GGUF = ".gguf"
 
 
 def load_model(model: str | Path | PretrainedConfig | PreTrainedModel) -> PreTrainedModel:
@@ -21,20 +29,17 @@ def load_model(model: str | Path | PretrainedConfig | PreTrainedModel) -> PreTra
     Raises:
         ConfigurationError: It cannot generate token after token.
     """
+    auto: Any = AutoModelForCausalLM
     loaded: Any
     if isinstance(model, PreTrainedModel):
         loaded = model
     elif isinstance(model, PretrainedConfig):
         _check_config(model)
-        auto: Any = AutoModelForCausalLM
         loaded = auto.from_config(model).eval()
-    elif Path(model).suffix == ".gguf":
-        path = Path(model)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, torch_dtype=torch.float32
-        )
+    elif Path(model).suffix == _GGUF:
+        loaded = _from_gguf(Path(model)).eval()
     else:
-        loaded = AutoModelForCausalLM.from_pretrained(model)
+        loaded = auto.from_pretrained(model)
     _check_config(loaded.config)
     if not loaded.can_generate():
         raise ConfigurationError(
@@ -49,10 +54,40 @@ def load_tokenizer(tokenizer: Any) -> Any:
     """The tokenizer, loaded where it is a path, a name or a ``.gguf`` file."""
     if not isinstance(tokenizer, (str, Path)):
         return tokenizer
+    auto: Any = AutoTokenizer
     path = Path(tokenizer)
-    if path.suffix == ".gguf":
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    return AutoTokenizer.from_pretrained(tokenizer)
+    if path.suffix == _GGUF:
+        return auto.from_pretrained(path.parent, gguf_file=path.name)
+    return auto.from_pretrained(tokenizer)
+
+
+def _from_gguf(path: Path) -> Any:
+    """A model with a GGUF file's weights in float32.
+
+    Transformers' ``from_pretrained(folder, gguf_file=name)`` insists on accelerate, which it does
+    not use for that. So the weights are read by the library's own reader, where it is.
+    """
+    auto: Any = AutoModelForCausalLM
+    try:
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    except ImportError:
+        return auto.from_pretrained(path.parent, gguf_file=path.name, torch_dtype=torch.float32)
+    if not path.is_file():
+        raise ConfigurationError(f"there is no file {path}.")
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    _check_config(config)
+    model = auto.from_config(config, dtype=torch.float32)
+    read: Any = load_gguf_checkpoint
+    tensors = read(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    if unexpected or not tied.issuperset(missing):
+        raise ConfigurationError(
+            f"{path} does not fit {type(model).__name__}: it has no {sorted(set(missing) - tied)} "
+            f"and what the model does not know: {unexpected}."
+        )
+    return model
 
 
 def _check_config(config: PretrainedConfig) -> None:

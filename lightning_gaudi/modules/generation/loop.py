@@ -69,6 +69,7 @@ class GenerationLoop:
         if model is not self._model:
             self._model = self.prefill.model = self.decode.model = model
         if self.state.allocate(model, batch_size, length, self._settings, self._eos_token_ids):
+            hpu_step.mark_step()  # or the first prefill's graph would be this and a prefill
             self._seen = set()
 
     def run(

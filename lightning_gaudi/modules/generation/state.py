@@ -187,7 +187,7 @@ def _without_windows(config: PretrainedConfig) -> PretrainedConfig:
         for name in ("sliding_window", "attention_chunk_size"):
             if getattr(config, name, None) is not None:
                 setattr(config, name, None)
-    else:
+    elif any(each in _WINDOWED for each in layer_types):
         config.layer_types = ["full_attention" if t in _WINDOWED else t for t in layer_types]
     return config
 
