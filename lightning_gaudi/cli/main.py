@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_gaudi.cli.plan import PLAN_HELP, add_plan_arguments, run_plan
 from lightning_gaudi.cli.trainer import TRAINER_COMMANDS, run_trainer
+from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.runtime import environment
 from lightning_gaudi.runtime.process import start_python
 
@@ -39,6 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not Path(given.script).exists():
             parser.error(f"there is no script {given.script!r} in {Path.cwd()}")
         start_python([given.script, *given.arguments], lazy=(given.mode or "lazy") == "lazy")
+    if given.command == "plan":
+        if others:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
+        try:
+            run_plan(given)
+        except (ConfigurationError, OSError) as error:
+            parser.exit(2, f"{PROGRAM} plan: {error}\n")
+        return
 
     wanted = environment.lazy_mode()
     if given.mode is not None:
@@ -81,6 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="the script's own arguments"
     )
+    plan = commands.add_parser(
+        "plan",
+        allow_abbrev=False,
+        help=PLAN_HELP,
+        description=(
+            "Read the texts of a data set and say, for every number of buckets, how many graphs "
+            "would be captured, how much of the work would be padding, and what the graphs' inputs "
+            "would take. Needs no card and no model."
+        ),
+    )
+    add_plan_arguments(plan)
     for name, text in TRAINER_COMMANDS.items():
         # What these do not know, --help included, is LightningCLI's.
         command = commands.add_parser(name, help=text, add_help=False, allow_abbrev=False)
