@@ -87,7 +87,7 @@ class SamplingOptions:
                 f"{facts.name} takes no {unknown[0]!r}. What it takes: "
                 f"{', '.join(facts.arguments)}."
             )
-        check_size(asked, facts)
+        check_settings(asked, facts)
         if self.output_type == "latent" and facts.decoder is None:
             raise ConfigurationError(
                 f"output_type='latent' asks for what a VAE decodes, but {facts.name} has none. Use "
@@ -148,12 +148,17 @@ def check_eta(value: Any) -> None:
         )
 
 
-def check_size(settings: Mapping[str, Any], facts: PipelineFacts) -> None:
-    """Check height and width where they are given.
+def check_settings(settings: Mapping[str, Any], facts: PipelineFacts) -> None:
+    """Check steps, eta, height and width where they are given.
 
     Raises:
-        ConfigurationError: The pipeline cannot make images of that size.
+        ConfigurationError: One has a value that it cannot have, or the pipeline cannot make images
+            of that size.
     """
+    if settings.get("num_inference_steps") is not None:
+        check_count("num_inference_steps", settings["num_inference_steps"])
+    if settings.get("eta") is not None:
+        check_eta(settings["eta"])
     for name in ("height", "width"):
         value = settings.get(name)
         if value is None:

@@ -20,14 +20,14 @@ class CutPrompts:
     """
 
     def __init__(self, pipeline: Any, max_sequence_length: int | None) -> None:
-        self._tokenizers: dict[int, tuple[Any, int]] = {}
+        self._tokenizers: dict[int, tuple[str, Any, int]] = {}
         for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
             tokenizer = getattr(pipeline, name, None)
             limit = int(getattr(tokenizer, "model_max_length", _NO_LIMIT))
             if max_sequence_length is not None and "CLIP" not in type(tokenizer).__name__:
                 limit = min(limit, max_sequence_length)
             if callable(tokenizer) and limit < _NO_LIMIT:
-                self._tokenizers.setdefault(id(tokenizer), (tokenizer, limit))
+                self._tokenizers.setdefault(id(tokenizer), (name, tokenizer, limit))
         self._seen: set[str] = set()
 
     def look_at(self, prompts: Iterable[str]) -> None:
@@ -36,13 +36,12 @@ class CutPrompts:
             if prompt in self._seen:
                 continue
             self._seen.add(prompt)
-            for tokenizer, limit in self._tokenizers.values():
+            for name, tokenizer, limit in self._tokenizers.values():
                 cut = _cut_from(tokenizer, prompt, limit)
                 if cut:
                     warnings.warn(
-                        f"a prompt is longer than the {limit} tokens that "
-                        f"{type(tokenizer).__name__} takes here. This part of it is cut off: "
-                        f"{cut!r}.",
+                        f"a prompt is longer than the {limit} tokens that the pipeline takes of "
+                        f"its {name}. This part of it is cut off: {cut!r}.",
                         stacklevel=5,
                     )
 

@@ -17,10 +17,25 @@ from torch import Tensor
 
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.diffusion.assembly import PipelineFacts
+from lightning_gaudi.modules.diffusion.options import check_settings
 
 Row = dict[str, Any]
 
 _RESERVED = ("index", "seed", "generator")
+_PER_CALL = ("batch_size", "num_images_per_prompt", "output_type", "return_dict")
+# Fields that say how an image is to be; to hand them on in silence would be wrong.
+_TELLING = (
+    "class_labels",
+    "eta",
+    "guidance_scale",
+    "height",
+    "image",
+    "mask_image",
+    "negative_prompt",
+    "num_inference_steps",
+    "strength",
+    "width",
+)
 # Sequences that are one value for the whole call, not one for each image.
 _SHARED_SEQUENCES = ("timesteps", "sigmas", "original_size", "target_size")
 
@@ -185,7 +200,7 @@ def requests_of(
                         if generators
                         else torch.Generator().manual_seed(seeds[number])
                     ),
-                    **parts,
+                    **{part: dict(fields) for part, fields in parts.items()},
                 )
             )
     return requests
@@ -195,7 +210,8 @@ def check_row(row: Row, facts: PipelineFacts) -> None:
     """Check that a row fits the pipeline.
 
     Raises:
-        ConfigurationError: It lacks the condition, or has one that the pipeline does not take.
+        ConfigurationError: It lacks the condition, has a field that the pipeline does not take, or
+            a setting that cannot be.
     """
     name = facts.condition
     if name == "prompt" and not row.keys() & {"prompt", "prompt_embeds"}:
@@ -215,6 +231,18 @@ def check_row(row: Row, facts: PipelineFacts) -> None:
             f"{facts.name} takes no prompt, but a row has the prompt {row['prompt']!r}. Pass "
             f"{instead}."
         )
+    for field_name in row:
+        if field_name in _PER_CALL:
+            raise ConfigurationError(
+                f"a row has {field_name!r}, which is the same for all rows. Give it to "
+                "DiffusionSampler, or take it out of the data."
+            )
+        if field_name in _TELLING and field_name not in facts.arguments:
+            raise ConfigurationError(
+                f"a row has {field_name!r}, which {facts.name} does not take. What it takes: "
+                f"{', '.join(facts.arguments)}."
+            )
+    check_settings(row, facts)
 
 
 def _part_of(name: str, value: Any, facts: PipelineFacts) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 from typing_extensions import override
 
@@ -17,7 +16,9 @@ from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.diffusion.assembly import assemble, facts_of, module_parts
 from lightning_gaudi.modules.diffusion.device_inputs import device_inputs
 from lightning_gaudi.modules.diffusion.host_reads import HostReadCounter
-from lightning_gaudi.modules.diffusion.options import SamplingOptions, check_size, make_scheduler
+from lightning_gaudi.modules.diffusion.numbering import RowNumbers
+from lightning_gaudi.modules.diffusion.options import SamplingOptions, make_scheduler
+from lightning_gaudi.modules.diffusion.progress import step_bar
 from lightning_gaudi.modules.diffusion.prompts import CutPrompts
 from lightning_gaudi.modules.diffusion.requests import (
     ImageRequest,
@@ -135,9 +136,8 @@ class DiffusionSampler(LightningModule):
             self.add_module(name, part)
         self.stats = SamplingStats()
         self._cut_prompts = CutPrompts(self.pipeline, self.options.max_sequence_length(self._facts))
-        self._bar_options: dict[str, Any] | None = None
         self._reads_told = False
-        self._rows_seen = 0
+        self._numbers = RowNumbers()
 
     @property
     def hpu_graph_targets(self) -> list[str]:
@@ -158,8 +158,9 @@ class DiffusionSampler(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
-        """Count rows from 0."""
-        self._rows_seen = 0
+        """Count rows from 0, and time anew: graphs are captured anew too."""
+        self._numbers.restart()
+        self.stats.restart_timing()
 
     @override
     def on_predict_end(self) -> None:
@@ -191,7 +192,7 @@ class DiffusionSampler(LightningModule):
             ConfigurationError: The batch is not what the pipeline can be called with.
         """
         rows = [self._with_defaults(row) for row in rows_of(batch)]
-        indices = self._indices(rows, batch_idx, dataloader_idx)
+        indices = self._numbers.of(rows, self._attached_trainer(), batch_idx, dataloader_idx)
         requests = requests_of(
             rows,
             indices,
@@ -199,19 +200,20 @@ class DiffusionSampler(LightningModule):
             num_images=self.options.num_images_per_prompt,
             seed=self.options.seed,
         )
-        for request in requests:
-            check_size(request.settings, self._facts)
         images: list[Any] = [None] * len(requests)
         for places in batches_of(requests, self.options.batch_size):
-            batch_images = self._sample([requests[place] for place in places])
-            for place, image in zip(places, batch_images, strict=False):
-                images[place] = image
+            result = self._sample([requests[place] for place in places])
+            flags = getattr(result, "nsfw_content_detected", None)
+            for number, place in enumerate(places):
+                images[place] = result.images[number]
+                if flags is not None:
+                    requests[place].extra["nsfw_content_detected"] = bool(flags[number])
         return self._prediction(requests, images)
 
     # --- one batch ------------------------------------------------------------------------------
 
-    def _sample(self, requests: list[ImageRequest]) -> Sequence[Any]:
-        """Images of requests with the same settings; rows first."""
+    def _sample(self, requests: list[ImageRequest]) -> Any:
+        """What the pipeline returns for requests with the same settings, and their fillers."""
         pipeline, options = self.pipeline, self.options
         whole = filled(requests, options.batch_size)
         arguments = {**options.arguments_for(self._facts, len(whole)), **collated(whole)}
@@ -219,22 +221,26 @@ class DiffusionSampler(LightningModule):
             if isinstance(arguments.get(name), list):
                 self._cut_prompts.look_at(arguments[name])
         counter = None if self._reads_told else HostReadCounter()
-        self._configure_bar()
         with ExitStack() as stack:
+            stack.enter_context(step_bar(pipeline, self._attached_trainer(), self.show_steps))
+            stack.enter_context(_plain_dtype())
             stack.enter_context(device_inputs(getattr(pipeline, self._facts.denoiser)))
             steps = stack.enter_context(on_host(pipeline.scheduler, counter))
             result = pipeline(**arguments)
         if counter is not None:
             self._tell_reads(counter, steps.num_steps)
-        images: Sequence[Any] = result.images
+        if getattr(result, "images", None) is None:
+            raise ConfigurationError(
+                f"{self._facts.name} gives {type(result).__name__}, which has no images."
+            )
         self.stats.images += len(requests)
         self.stats.filler_images += len(whole) - len(requests)
         self.stats.batches += 1
         self.stats.denoising_steps += steps.num_steps
-        if self.stats.batches == 1:
+        if not self.stats.is_timing:
             self._wait()
             self.stats.start_timing()
-        return images[: len(requests)]
+        return result
 
     def _prediction(self, requests: list[ImageRequest], images: list[Any]) -> dict[str, Any]:
         is_tensor = all(isinstance(image, Tensor) for image in images)
@@ -246,8 +252,9 @@ class DiffusionSampler(LightningModule):
             "seed": [request.seed for request in requests],
             "settings": [self._settings_of(request) for request in requests],
         }
-        if self._facts.condition == "prompt":
-            prediction["prompt"] = [request.inputs.get("prompt") for request in requests]
+        condition = self._facts.condition
+        if condition != "nothing":
+            prediction[condition] = [request.inputs.get(condition) for request in requests]
         for name in sorted({name for request in requests for name in request.extra}):
             prediction.setdefault(name, [request.extra.get(name) for request in requests])
         return prediction
@@ -274,29 +281,11 @@ class DiffusionSampler(LightningModule):
             return row
         return {**row, "negative_prompt": negative}
 
-    def _indices(
-        self, rows: list[dict[str, Any]], batch_idx: int, dataloader_idx: int
-    ) -> list[int]:
-        """Each row's place in the data set."""
-        first, self._rows_seen = self._rows_seen, self._rows_seen + len(rows)
-        if all("index" in row for row in rows):
-            return [int(row["index"]) for row in rows]
-        trainer = self._attached_trainer()
-        if trainer is None:
-            return list(range(first, first + len(rows)))
-        seen = _seen_indices(trainer, batch_idx, dataloader_idx)
-        if seen is not None and len(seen) == len(rows):
-            return [int(index) for index in seen]
-        if trainer.world_size > 1:
-            raise ConfigurationError(
-                "seeds follow a row's index in the data set, and with several processes a row must "
-                "tell it: neither has the batch a column 'index' nor does the dataloader's batch "
-                "sampler say it. Add 'index' to each row."
-            )
-        return list(range(first, first + len(rows)))
-
     def _attached_trainer(self) -> Trainer | None:
-        return self._trainer
+        try:
+            return self.trainer
+        except RuntimeError:  # the module's steps are called by hand
+            return None
 
     # --- device and terminal --------------------------------------------------------------------
 
@@ -309,36 +298,17 @@ class DiffusionSampler(LightningModule):
         self.stats.scheduler_host_reads = counter.num_reads
         counter.warn(type(self.pipeline.scheduler).__name__, num_steps)
 
-    def _configure_bar(self) -> None:
-        """A bar over denoising steps below Lightning's own, or none."""
-        if self._bar_options is None:
-            # What the user has set; there is no public way to ask.
-            self._bar_options = dict(getattr(self.pipeline, "_progress_bar_config", None) or {})
-        trainer = self._attached_trainer()
-        is_shown = self.show_steps
-        position = 0
-        if trainer is not None:
-            bar = trainer.progress_bar_callback
-            has_bar = isinstance(bar, TQDMProgressBar) and bar.is_enabled
-            position = int(has_bar)
-            # A bar of another kind redraws the terminal by itself and would be garbled.
-            is_shown = (has_bar if is_shown is None else is_shown) and trainer.is_global_zero
-        ours = {
-            "disable": not is_shown,
-            "position": position,
-            "leave": False,
-            "desc": "Denoising",
-        }
-        self.pipeline.set_progress_bar_config(**{**ours, **self._bar_options})
 
+@contextmanager
+def _plain_dtype() -> Iterator[None]:
+    """Make new tensors float32, as in the stock pipeline, whatever ``Trainer(precision=...)`` says.
 
-def _seen_indices(trainer: Trainer, batch_idx: int, dataloader_idx: int) -> Sequence[Any] | None:
-    """What Lightning's wrapper around the batch sampler has seen for a batch."""
-    loaders = trainer.predict_dataloaders
-    if isinstance(loaders, (list, tuple)):
-        loaders = loaders[dataloader_idx]
-    seen = getattr(getattr(loaders, "batch_sampler", None), "seen_batch_indices", None)
-    if not isinstance(seen, list) or batch_idx >= len(seen):
-        return None
-    indices: Sequence[Any] = seen[batch_idx]
-    return indices
+    Under ``"bf16-true"`` Lightning makes bfloat16 the default of all steps, and the scheduler's
+    tables would be made in it.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

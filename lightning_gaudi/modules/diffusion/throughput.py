@@ -15,7 +15,7 @@ class SamplingStats:
         filler_images: Images that filled a last batch up and were dropped.
         batches: Calls of the pipeline.
         denoising_steps: Steps of the scheduler.
-        timed_images: Images after the warm-up, which is the first call of the pipeline.
+        timed_images: Images after the warm-up, which is the first call of the pipeline in a run.
         seconds: Time that they took, the wait for the device included.
         scheduler_host_reads: Device values that the scheduler read on the host in the first batch.
     """
@@ -37,11 +37,19 @@ class SamplingStats:
             return None
         return self.timed_images / self.seconds
 
+    @property
+    def is_timing(self) -> bool:
+        """Whether images are being timed."""
+        return self._started is not None
+
+    def restart_timing(self) -> None:
+        """Forget a start whose end never came; what was timed before stays."""
+        self._started = None
+
     def start_timing(self) -> None:
         """The warm-up is over and the device has been waited for."""
-        if self._started is None:
-            self._started = time.perf_counter()
-            self._images_before = self.images
+        self._started = time.perf_counter()
+        self._images_before = self.images
 
     def stop_timing(self) -> None:
         """All is done and the device has been waited for."""

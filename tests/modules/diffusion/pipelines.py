@@ -146,7 +146,7 @@ def stable_diffusion(cls: type = diffusers.StableDiffusionPipeline, name="DDIMSc
         text_encoder=clip_encoder(),
         tokenizer=clip_tokenizer(),
         unet=unet(**config),
-        scheduler=scheduler(name),
+        scheduler=scheduler(name, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

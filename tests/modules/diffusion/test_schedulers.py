@@ -66,6 +66,7 @@ def test_reads_do_not_grow_with_the_steps(name):
         _, events = recorded(module, PROMPTS[:2])
         reads.append(reads_of(events))
     assert reads[0] == reads[1]
+    assert not [event for event in events if event.kind == "compile"]
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -78,7 +79,7 @@ def test_ddim_with_eta(eta, batch_size):
 
 
 @pytest.mark.parametrize(
-    "cls, name", [("DDPMPipeline", "DDPMScheduler"), ("DDIMPipeline", "DDIMScheduler")]
+    ("cls", "name"), [("DDPMPipeline", "DDPMScheduler"), ("DDIMPipeline", "DDIMScheduler")]
 )
 def test_unconditional_pipelines_with_noise(cls, name):
     options = {"eta": 1.0} if cls == "DDIMPipeline" else {}
