@@ -7,6 +7,7 @@
       CaptureError           (RuntimeError)   a forward cannot be captured as an HPU graph
         HostReadError                         it reads a device value on the host
       ReplayMismatchError    (RuntimeError)   a replay gave another result (verify=True)
+      BudgetExceededError    (RuntimeError)   more compilations or host reads than allowed
 
 Each message says what was expected, what came, and what to do.
 """
@@ -38,3 +39,7 @@ class HostReadError(CaptureError):
 
 class ReplayMismatchError(GaudiError, RuntimeError):
     """A replayed forward gave another result than running it op by op."""
+
+
+class BudgetExceededError(GaudiError, RuntimeError):
+    """A run compiled, read from the device or fell back to the CPU more often than was allowed."""

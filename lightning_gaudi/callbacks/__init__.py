@@ -1,6 +1,7 @@
 """Lightning callbacks for Gaudi."""
 
+from lightning_gaudi.callbacks.compile_monitor import CompileMonitor
 from lightning_gaudi.callbacks.graph import HPUGraphCallback
 from lightning_gaudi.callbacks.prediction_order import PredictionOrder
 
-__all__ = ["HPUGraphCallback", "PredictionOrder"]
+__all__ = ["CompileMonitor", "HPUGraphCallback", "PredictionOrder"]

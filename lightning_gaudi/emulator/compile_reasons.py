@@ -261,7 +261,8 @@ def _shapes(
         (found for found in _changed_settings(ops, known[0]) if not found.is_whole_number), None
     )
     if setting is not None:
-        text += f"; besides, {setting.text} ({place_of(setting.number).line})"
+        where = place_of(setting.number).line.replace("\\", "/").rpartition("/")[2]
+        text += f"; besides, {setting.text} ({where})"
     return Reason(
         kind="shapes",
         text=text,

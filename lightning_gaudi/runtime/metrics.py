@@ -55,6 +55,15 @@ def counters() -> Counters:
     )
 
 
+def cpu_fallback_ops() -> dict[str, int]:
+    """CPU fallbacks since the process started by the op's name; empty where nothing says so."""
+    if not loading.is_loaded():
+        return {}
+    found = loading.module("torch.hpu.metrics").metric_global("cpu_fallback")
+    ops = None if found is None else dict(found.stats()).get("FallbackOps")
+    return dict(ops) if isinstance(ops, dict) else {}
+
+
 def _stat(metric: str, name: str) -> int | None:
     found = loading.module("torch.hpu.metrics").metric_global(metric)
     return None if found is None else dict(found.stats()).get(name)

@@ -8,6 +8,7 @@ a dispatch mode does, if asked for (see `host_reads`).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -133,14 +134,15 @@ class _CardRecording(Recording):
         self._stack = ExitStack()
         self._mode = self._stack.enter_context(HostReadMode()) if host_reads else None
         self._before = metrics.counters()
+        self._ops_before = metrics.cpu_fallback_ops()
 
     def take(self) -> Taken:
         now = metrics.counters()
         counted = now - self._before
         self._before = now
-        events: tuple[Event, ...] = ()
+        events: list[Event] = []
         if self._mode is not None:
-            events = tuple(self._mode.events)
+            events += self._mode.events
             self._mode.events.clear()
         kinds: Counter[Any] = Counter([event.kind for event in events])
         return Taken(
@@ -151,8 +153,19 @@ class _CardRecording(Recording):
                 host_copies=kinds["d2h"],
                 cpu_fallbacks=counted.cpu_fallbacks,
             ),
-            events=events,
+            events=(*events, *self._without_lines(counted)),
         )
+
+    def _without_lines(self, counted: metrics.Counters) -> Iterator[Event]:
+        """What a card counts without saying where it came from."""
+        for _ in range(counted.compilations):
+            yield Event(kind="compile", cause="", line="")
+        if not counted.cpu_fallbacks:
+            return
+        before, self._ops_before = self._ops_before, metrics.cpu_fallback_ops()
+        for name, count in self._ops_before.items():
+            for _ in range(count - before.get(name, 0)):
+                yield Event(kind="cpu_fallback", cause=name, line="")
 
     def close(self) -> None:
         self._stack.close()

@@ -139,7 +139,7 @@ def test_a_shape_and_a_setting_at_once_name_both():
     assert reason.kind == "shapes"
     assert reason.text == (
         "[8, 7]:float32, before [8, 6]:float32; besides, leaky_relu: negative_slope is 0.5, before "
-        f"2.0 ({line_of('scale')})"
+        f"2.0 ({line_of('scale').rpartition('/')[2]})"
     )
 
 

@@ -173,7 +173,8 @@ def test_on_a_card_counts_come_from_the_metrics(monkeypatch, host_reads):
         recording.close()
     seen = int(host_reads)
     assert taken.counts == Counts(compilations=1, cache_hits=2, host_reads=seen, host_copies=seen)
-    assert [e.kind for e in taken.events] == ["host_read", "d2h"] * seen
+    assert [e.kind for e in taken.events] == ["host_read", "d2h"] * seen + ["compile"]
+    assert taken.events[-1].line == ""
     assert last.counts == Counts(host_copies=seen)
     assert (recording.has_lines, recording.has_host_reads) == (False, host_reads)
     assert events._records == []
