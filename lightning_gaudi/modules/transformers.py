@@ -208,7 +208,8 @@ class TransformersModule(LightningModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The loss of a batch, float32 []."""
         outputs = self(**batch)
-        loss = self.head.loss(outputs, batch, self.label_smoothing).mean()
+        with self._outside_autocast():
+            loss = self.head.loss(outputs, batch, self.label_smoothing).mean()
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=_num_rows(batch))
         return loss
 
@@ -242,12 +243,19 @@ class TransformersModule(LightningModule):
             - language models: ``logits`` [B, T, V], ``labels`` int64 [B, T], the likeliest tokens;
             - feature extraction: ``embeddings`` [B, H].
         """
-        return self.head.predict(self(**batch), batch)
+        outputs = self(**batch)
+        with self._outside_autocast():
+            return self.head.predict(outputs, batch)
 
     def _evaluate(self, stage: str, batch: Mapping[str, Any], dataloader_idx: int) -> None:
         outputs = self(**batch)
-        sums = self.head.loss(outputs, batch)
-        self._add(stage, dataloader_idx, outputs, batch, sums)
+        with self._outside_autocast():
+            sums = self.head.loss(outputs, batch)
+            self._add(stage, dataloader_idx, outputs, batch, sums)
+
+    def _outside_autocast(self) -> torch.autocast:
+        # Autocast of an HPU takes even means and log_softmax to bfloat16.
+        return torch.autocast(self.device.type, enabled=False)
 
     # Out of what mode="compile" compiles: metrics count their updates, and are wrapped for that.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
