@@ -1,0 +1,231 @@
+"""Fine-tune MiniLM to tell which module of the standard library a docstring comes from.
+
+    LIGHTNING_GAUDI_EMULATOR=1 python examples/classify_docstrings.py
+
+Trains with `GaudiStrategy`, validates every epoch and tests with graph replay, draws the confusion
+matrix, classifies a few sentences and writes the model as Transformers loads it. Beside it stands a
+logistic regression on the embeddings of the model as it was. On a Gaudi machine:
+``lightning-gaudi run examples/classify_docstrings.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import lightning as L
+import numpy as np
+import torch
+from docstrings import load_docstrings
+from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from sentence_search import find_model
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.metrics import confusion_matrix
+
+from lightning_gaudi import GaudiStrategy, HPUGraphCallback
+from lightning_gaudi.callbacks import PredictionOrder
+from lightning_gaudi.data import TextDataModule
+from lightning_gaudi.modules import TransformersModule
+
+MAX_LENGTH = 96  # tokens; most docstrings say what they are about at their start
+SENTENCES = (
+    "Open a connection to a server and send a GET request.",
+    "Return the number of significant digits after rounding.",
+    "Move the pen forward by the given distance.",
+    "Format the record and write it to the stream.",
+    "Wait until the coroutine is done or the timeout expires.",
+)
+Rows = list[dict[str, str]]
+
+
+def make_rows(num_modules: int, limit: int | None) -> tuple[dict[str, Rows], list[str]]:
+    """Docstrings of the modules that have most, split into train, validate and test.
+
+    Args:
+        num_modules: How many modules, which are the labels.
+        limit: The most docstrings in all; None for all of these modules.
+
+    Returns:
+        The rows of each split, 70, 10 and 20 % of each module's, and the modules' names, sorted.
+    """
+    found = [(doc.name.split(".")[0], doc.text) for doc in load_docstrings()]
+    most = Counter(module for module, _ in found).most_common(num_modules)
+    names = sorted(module for module, _ in most)
+    splits: dict[str, Rows] = {"train": [], "validate": [], "test": []}
+    draw = random.Random(0)
+    for name in names:
+        rows = [{"text": text, "label": name} for module, text in found if module == name]
+        draw.shuffle(rows)
+        if limit is not None:
+            rows = rows[: limit // num_modules]
+        train, validate = round(0.7 * len(rows)), round(0.8 * len(rows))
+        splits["train"] += rows[:train]
+        splits["validate"] += rows[train:validate]
+        splits["test"] += rows[validate:]
+    return splits, names
+
+
+def write_files(splits: dict[str, Rows], folder: Path) -> dict[str, Path]:
+    """Write each split, and the sentences, as JSON lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, rows in [*splits.items(), ("predict", [{"text": text} for text in SENTENCES])]:
+        paths[name] = folder / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return paths
+
+
+def make_trainer(folder: Path, callbacks: list[L.Callback], **options: Any) -> L.Trainer:
+    """A Trainer on one HPU."""
+    return L.Trainer(
+        accelerator="hpu",
+        devices=1,
+        strategy=GaudiStrategy(),
+        callbacks=callbacks,
+        logger=CSVLogger(folder, name="logs"),
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        **options,
+    )
+
+
+def score_of_embeddings(paths: dict[str, Path], splits: dict[str, Rows], folder: Path) -> float:
+    """Test accuracy of logistic regression on frozen MiniLM embeddings.
+
+    Its regularization is chosen by cross-validation on the training rows.
+    """
+    encoder = TransformersModule(str(find_model()), task="feature-extraction", normalize=True)
+    embeddings = {}
+    for split in ("train", "test"):
+        data = TextDataModule(
+            str(find_model()), predict=paths[split], label_column=None, max_length=MAX_LENGTH
+        )
+        trainer = make_trainer(folder, [HPUGraphCallback(), PredictionOrder()])
+        rows = trainer.predict(encoder, data) or []
+        embeddings[split] = torch.stack([row["embeddings"] for row in rows]).numpy()
+    labels = {split: [row["label"] for row in splits[split]] for split in ("train", "test")}
+    regression = LogisticRegressionCV(
+        Cs=[0.3, 1, 3, 10, 30, 100],
+        cv=4,
+        max_iter=2000,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
+    )
+    regression.fit(embeddings["train"], labels["train"])
+    return float(regression.score(embeddings["test"], labels["test"]))
+
+
+def draw_confusion(true: list[int], predicted: list[int], names: list[str], path: Path) -> None:
+    """Write the confusion matrix as a PNG; a row for each module, its docstrings as fractions."""
+    counts = confusion_matrix(true, predicted, labels=range(len(names)))
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted module", ylabel="module of the docstring")
+    for row, column in np.argwhere(counts):
+        shade = "white" if fractions[row, column] > 0.6 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade)
+    axes.set_title(f"{np.trace(counts)} of {counts.sum()} test docstrings are right")
+    figure.colorbar(image, label="fraction of the module's docstrings", shrink=0.8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Parse the command line, train, evaluate, compare and predict."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--num-modules", type=int, default=12, help="labels to tell apart")
+    parser.add_argument("--num-texts", type=int, help="the most docstrings; all by default")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--no-graphs", action="store_true", help="evaluate without graph replay")
+    parser.add_argument(
+        "--check", action="store_true", help="fail unless it beats logistic regression"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/classify_docstrings"))
+    given = parser.parse_args()
+    for name in ("num_modules", "num_texts", "epochs", "batch_size"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be 1 or more, but it is {value}")
+
+    L.seed_everything(0, verbose=False)
+    console = Console()
+    splits, names = make_rows(given.num_modules, given.num_texts)
+    paths = write_files(splits, given.out / "data")
+    sizes = ", ".join(f"{len(rows)} to {split}" for split, rows in splits.items())
+    console.print(f"Docstrings of {len(names)} modules: {sizes}.")
+
+    baseline = score_of_embeddings(paths, splits, given.out)
+
+    data = TextDataModule(
+        str(find_model()), **paths, max_length=MAX_LENGTH, batch_size=given.batch_size
+    )
+    module = TransformersModule(
+        str(find_model()),
+        label_names=names,
+        learning_rate=given.learning_rate,
+        warmup_steps=0.1,
+        tokenizer=str(find_model()),
+    )
+    graphs = [] if given.no_graphs else [HPUGraphCallback()]
+    trainer = make_trainer(given.out, [*graphs, PredictionOrder()], max_epochs=given.epochs)
+    start = time.perf_counter()
+    trainer.fit(module, data)
+    seconds = time.perf_counter() - start
+    (scores,) = trainer.test(module, data, verbose=False)
+
+    tested = TextDataModule(
+        str(find_model()), predict=paths["test"], label_names=names, max_length=MAX_LENGTH
+    )
+    predicted = [int(row["labels"]) for row in trainer.predict(module, tested) or []]
+    true = [names.index(row["label"]) for row in splits["test"]]
+    draw_confusion(true, predicted, names, given.out / "confusion.png")
+
+    table = Table(title="Accuracy on held-out docstrings")
+    table.add_column("what")
+    table.add_column("accuracy", justify="right")
+    table.add_row("logistic regression on frozen MiniLM embeddings", f"{baseline:.3f}")
+    table.add_row(
+        f"MiniLM fine-tuned in {seconds:.0f} s, epochs: {given.epochs}",
+        f"{scores['test/accuracy']:.3f}",
+    )
+    console.print(table)
+
+    for text, row in zip(SENTENCES, trainer.predict(module, data) or [], strict=True):
+        probability, label = row["probabilities"].max(-1)
+        console.print(
+            f"  {probability.item():.2f}  {names[int(label)]:16} {text}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    module.save_pretrained(given.out / "model")
+    console.print(
+        f"Confusion matrix: {given.out / 'confusion.png'}\nCurves: {trainer.log_dir}\n"
+        f"Model: {given.out / 'model'}",
+        soft_wrap=True,
+    )
+    if given.check and scores["test/accuracy"] <= baseline:
+        sys.exit("Fine-tuning did not beat logistic regression.")
+
+
+if __name__ == "__main__":
+    main()
