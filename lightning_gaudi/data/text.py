@@ -175,6 +175,8 @@ class TextDataModule(L.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.padding_side = padding_side
+        if validate is None:  # a fit then has no validation, as if this class had no such method
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self._has_given_buckets = buckets is not None
         self._rows: dict[Split, TextRows] = {}
 
@@ -189,8 +191,8 @@ class TextDataModule(L.LightningDataModule):
         """
         self.tokenizer = load_tokenizer(self.tokenizer)
         train = self.paths["train"]
-        if stage == "fit" and train is None:
-            raise self._without_file("train")
+        if stage is not None and self.paths[_SPLITS[stage][0]] is None:
+            raise self._without_file(_SPLITS[stage][0])
         if self.label_names is None and train is not None and self.settings.has_label_column:
             self.label_names = label_names_of(train, self.settings)
         if train is not None and not self._has_given_buckets:
@@ -211,11 +213,8 @@ class TextDataModule(L.LightningDataModule):
             )
         return loader if self.trainer is None else make_resumable(loader, self.trainer)
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Batches for validation; none in a fit without a validation file."""
-        is_fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        if is_fitting and self.paths["validate"] is None:
-            return []
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Batches for validation."""
         return self._loader("validate")
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -299,8 +298,6 @@ class TextDataModule(L.LightningDataModule):
         self.buckets = sorted({min(n, limit) if limit else n for n in chosen})
 
     def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[Any]:
-        if self.paths[split] is None:
-            raise self._without_file(split)
         if split not in self._rows:
             self.setup({"train": "fit"}.get(split, split))
         found = self._rows[split]
