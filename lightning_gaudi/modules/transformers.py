@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,10 +16,10 @@ from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules import optimization
 from lightning_gaudi.modules.attention import build_masks_on_device
 from lightning_gaudi.modules.batches import BatchCheck, arguments_of, num_tokens_of
+from lightning_gaudi.modules.evaluation import StageScores
 from lightning_gaudi.modules.export import export
 from lightning_gaudi.modules.heads import Pooling
 from lightning_gaudi.modules.pretrained import base_model, load_model, rebuildable_config
-from lightning_gaudi.modules.scores import Scores
 from lightning_gaudi.modules.tasks import ProblemType, TaskName, find_task, make_head
 
 _NOT_FOR_FORWARD = ("labels", "start_positions", "end_positions")
@@ -132,7 +133,6 @@ class TransformersModule(LightningModule):
             "eps": eps,
         }
         self._schedule: tuple[str, float] = (schedule, warmup_steps)
-        self._scores: dict[tuple[str, int], dict[str, Scores]] = {}
         build_masks_on_device(self.model)
         if gradient_checkpointing:
             self._checkpoint_gradients()
@@ -144,6 +144,7 @@ class TransformersModule(LightningModule):
             normalize=normalize,
             max_answer_length=max_answer_length,
         )
+        self._scores = {stage: StageScores(self.head) for stage in ("val", "test")}
         self._accepted = arguments_of(base_model(self.model))
         self._check = BatchCheck(
             self.head,
@@ -163,6 +164,18 @@ class TransformersModule(LightningModule):
         if not self._task.has_labels:
             return []
         return [str(name) for _, name in sorted(self.model.config.id2label.items())]
+
+    def name_labels(self, labels: Any) -> Any:
+        """The names of the ``labels`` that were predicted for one row.
+
+        Args:
+            labels: A row of what `predict_step` gave.
+
+        Returns:
+            A name; for labels that may hold together those that do; for tokens a list, with None
+            for padding; or None where there are no names.
+        """
+        return self.head.names(torch.as_tensor(labels).tolist(), self.label_names)
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -262,16 +275,9 @@ class TransformersModule(LightningModule):
     def _add(
         self, stage: str, dataloader_idx: int, outputs: Any, batch: Mapping[str, Any], sums: Any
     ) -> None:
-        scores = self._scores_of(stage, dataloader_idx)
+        scores = self._scores[stage].of(dataloader_idx, self.device)
         scores["loss"].update(sums)
         self.head.update(scores, outputs, batch)
-
-    def _scores_of(self, stage: str, dataloader_idx: int) -> dict[str, Scores]:
-        key = (stage, dataloader_idx)
-        if key not in self._scores:
-            made = self.head.make_scores()
-            self._scores[key] = {name: score.to(self.device) for name, score in made.items()}
-        return self._scores[key]
 
     # --- stages ---------------------------------------------------------------------------------
 
@@ -282,6 +288,10 @@ class TransformersModule(LightningModule):
         Raises:
             ConfigurationError: It has no loss, and is to be trained or evaluated.
         """
+        # True, and nothing to worry about: a datamodule seldom has that hook.
+        warnings.filterwarnings(
+            "ignore", "You have overridden `on_before_batch_transfer` in `LightningModule` but"
+        )
         if stage != "predict" and not self.head.label_keys:
             raise ConfigurationError(
                 f"task={self.task!r} has no loss, so it cannot {stage}. Use trainer.predict, or a "
@@ -304,7 +314,7 @@ class TransformersModule(LightningModule):
     @override
     def on_validation_start(self) -> None:
         """Begin new metrics."""
-        self._begin("val", self.trainer.num_val_batches)
+        self._scores["val"].begin(len(self.trainer.num_val_batches), self.device)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -314,29 +324,16 @@ class TransformersModule(LightningModule):
     @override
     def on_test_start(self) -> None:
         """Begin new metrics."""
-        self._begin("test", self.trainer.num_test_batches)
+        self._scores["test"].begin(len(self.trainer.num_test_batches), self.device)
 
     @override
     def on_test_epoch_end(self) -> None:
         """Log the metrics."""
         self._log_scores("test")
 
-    def _begin(self, stage: str, num_batches: Any) -> None:
-        self._scores.clear()
-        for dataloader_idx in range(len(num_batches)):  # all ranks have the same, batches or none
-            self._scores_of(stage, dataloader_idx)
-
     def _log_scores(self, stage: str) -> None:
-        for (_, dataloader_idx), scores in self._scores.items():
-            behind = f"/dataloader_{dataloader_idx}" if dataloader_idx else ""
-            for score in scores.values():
-                values = cast("dict[str, Tensor]", score.compute())
-                # Already summed over ranks: all have the same, whose mean that is.
-                self.log_dict(
-                    {f"{stage}/{name}{behind}": value for name, value in values.items()},
-                    sync_dist=True,
-                )
-        self._scores.clear()
+        # Summed over ranks already: all have the same, whose mean that is.
+        self.log_dict(dict(self._scores[stage].end(stage)), sync_dist=True)
 
     # --- training -------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,10 @@ class Head(ABC):
     @abstractmethod
     def update(self, scores: Mapping[str, Scores], outputs: Outputs, batch: Batch) -> None:
         """Add a batch that has labels to the metrics."""
+
+    def names(self, labels: Any, names: Sequence[str]) -> Any:
+        """The names of the labels predicted for one row; None where they have none."""
+        return None
 
     @abstractmethod
     def check(self, batch: Batch) -> None:

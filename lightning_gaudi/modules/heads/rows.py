@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,11 @@ class ClassHead(Head):
         scores["classes"].update(outputs.logits.argmax(-1), batch["labels"])
 
     @override
+    def names(self, labels: Any, names: Sequence[str]) -> str:
+        """The class's name."""
+        return str(names[labels])
+
+    @override
     def check(self, batch: Batch) -> None:
         """Labels are int64 [B] in [0, C), or -100."""
         labels = batch["labels"]
@@ -110,6 +116,11 @@ class MultilabelHead(Head):
     def update(self, scores: Mapping[str, Scores], outputs: Outputs, batch: Batch) -> None:
         """Add a batch."""
         scores["labels"].update((outputs.logits > 0).long(), _with_nan(batch["labels"]))
+
+    @override
+    def names(self, labels: Any, names: Sequence[str]) -> list[str]:
+        """Those that hold."""
+        return [name for name, holds in zip(names, labels, strict=True) if holds]
 
     @override
     def check(self, batch: Batch) -> None:

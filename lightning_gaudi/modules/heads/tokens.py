@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,11 @@ class TokenClassHead(Head):
     def update(self, scores: Mapping[str, Scores], outputs: Outputs, batch: Batch) -> None:
         """Add a batch."""
         scores["classes"].update(outputs.logits.argmax(-1), batch["labels"])
+
+    @override
+    def names(self, labels: Any, names: Sequence[str]) -> list[str | None]:
+        """The class of each token; None for padding."""
+        return [None if label == IGNORED else names[label] for label in labels]
 
     @override
     def check(self, batch: Batch) -> None:
