@@ -23,8 +23,8 @@ _OPS = (
     "path happen during the warm-up."
 )
 _FIRST = (
-    "Nothing like it ran before. If it comes once, let it happen during the warm-up "
-    "(warmup_steps). If it comes again and again, its ops change each time."
+    "Nothing like it ran before. If it comes once, allow for it: in the warm-up, or in the budget. "
+    "If it comes again and again, its ops change each time."
 )
 _FOLLOWS = (
     "A backward, an optimizer step or a metric update is compiled anew because what your step "
