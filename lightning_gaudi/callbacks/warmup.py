@@ -126,18 +126,10 @@ def _bucket_calls(trainer: Trainer, stage: str) -> Iterator[dict[str, Any]]:
     num_buckets = 0
     for loader in _dataloaders(trainer, stage):
         buckets = _buckets_of(loader, trainer)
-        batch = _example_batch(loader) if buckets else None
-        if batch is None:
-            continue
         num_buckets += len(buckets)
-        lengths = [t.shape[1] for t in batch.values() if isinstance(t, Tensor) and t.dim() > 1]
-        length = next((each for each in lengths if each in buckets), None)
-        if length is None:
-            raise ConfigurationError(
-                f"warmup='buckets': no tensor of a batch has one of the buckets {buckets} as its "
-                f"second dimension; they are {lengths}. Give the shapes themselves."
-            )
-        for bucket in buckets:
+        for bucket, size in zip(buckets, _batch_sizes_of(loader, buckets), strict=True):
+            batch = _example_batch(loader, size)
+            length = _length_of(batch, buckets)
             call = {name: _resized(value, length, bucket) for name, value in batch.items()}
             key = str(
                 [(n, getattr(v, "shape", v), getattr(v, "dtype", 0)) for n, v in call.items()]
@@ -174,10 +166,30 @@ def _buckets_of(loader: Any, trainer: Trainer) -> list[int]:
     return [int(bucket) for bucket in found]
 
 
-def _example_batch(loader: Any) -> Mapping[str, Any]:
-    """A batch of the data, made without drawing from the dataloader."""
+def _batch_sizes_of(loader: Any, buckets: list[int]) -> list[int]:
+    """Rows in a batch of each bucket."""
     sampler = getattr(loader, "batch_sampler", None)
+    sizes = getattr(sampler, "batch_sizes", None)  # of a token budget, one for each bucket
+    if sizes is not None and len(sizes) == len(buckets):
+        return [int(size) for size in sizes]
     size = getattr(sampler, "batch_size", None) or getattr(loader, "batch_size", None) or 1
+    return [size] * len(buckets)
+
+
+def _length_of(batch: Mapping[str, Any], buckets: list[int]) -> int:
+    """The bucket that a batch is in."""
+    lengths = [t.shape[1] for t in batch.values() if isinstance(t, Tensor) and t.dim() > 1]
+    for length in lengths:
+        if length in buckets:
+            return length
+    raise ConfigurationError(
+        f"warmup='buckets': no tensor of a batch has one of the buckets {buckets} as its "
+        f"second dimension; they are {lengths}. Give the shapes themselves."
+    )
+
+
+def _example_batch(loader: Any, size: int) -> Mapping[str, Any]:
+    """A batch of the data, made without drawing from the dataloader."""
     rows = [loader.dataset[index % len(loader.dataset)] for index in range(size)]
     batch = loader.collate_fn(rows)
     if not isinstance(batch, Mapping):

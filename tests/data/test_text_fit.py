@@ -112,13 +112,24 @@ def test_fit_test_and_predict_against_stock_transformers(data):
     assert tested["loss"] == pytest.approx(float(cross_entropy(expected, labels)), rel=1e-4)
 
 
-def test_graphs_captured_ahead_for_every_bucket(data):
-    _, given = data
+@pytest.mark.parametrize("size", [{"batch_size": 4}, {"tokens_per_batch": 44}], ids=str)
+def test_graphs_captured_ahead_for_every_bucket(data, tmp_path, size):
+    given = TextDataModule(
+        word_tokenizer(),
+        train=tmp_path / "a.jsonl",
+        predict=tmp_path / "a.txt",
+        num_buckets=3,
+        **size,
+    )
     graphs = HPUGraphCallback(warmup="buckets")
     net = Classifier().eval()
-    trainer(graphs, PredictionOrder()).predict(net, given)
+    trainer(graphs).predict(net, given)
     assert graphs.stats.captures == len(given.buckets) == 3
     assert graphs.stats.eager_calls == 0
+    captured = sorted(graph.inputs.split(",")[0] for graph in graphs.stats.graphs)
+    sizes = given.predict_dataloader().batch_sampler.batch_sizes
+    expected = [f"{n}x{bucket} int64" for n, bucket in zip(sizes, given.buckets, strict=True)]
+    assert captured == sorted(expected)
 
 
 def test_a_fit_goes_on_in_the_middle_of_an_epoch(data, tmp_path):
