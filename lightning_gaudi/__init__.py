@@ -12,7 +12,7 @@ install_emulator_if_requested()
 # Bound here, since it may have been imported before this package was (lightning_gaudi_autoload).
 from lightning_gaudi import emulator as emulator  # noqa: E402
 from lightning_gaudi.accelerator import HPUAccelerator  # noqa: E402
-from lightning_gaudi.callbacks import CompileMonitor, HPUGraphCallback  # noqa: E402
+from lightning_gaudi.callbacks import CompileMonitor, HPUGraphCallback, PredictionOrder  # noqa: E402
 from lightning_gaudi.precision import HPUPrecision  # noqa: E402
 from lightning_gaudi.registration import register  # noqa: E402
 from lightning_gaudi.strategy import GaudiStrategy  # noqa: E402
@@ -20,4 +20,11 @@ from lightning_gaudi.strategy import GaudiStrategy  # noqa: E402
 register()
 del install_emulator_if_requested, register
 
-__all__ = ["CompileMonitor", "GaudiStrategy", "HPUAccelerator", "HPUGraphCallback", "HPUPrecision"]
+__all__ = [
+    "CompileMonitor",
+    "GaudiStrategy",
+    "HPUAccelerator",
+    "HPUGraphCallback",
+    "HPUPrecision",
+    "PredictionOrder",
+]

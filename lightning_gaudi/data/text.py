@@ -44,6 +44,7 @@ class TextDataModule(L.LightningDataModule):
     every row counts exactly once: on one card the last batch of a bucket has fewer rows, on several
     it is filled up with rows whose labels are ignored (-100, or NaN where labels are floats).
     `PredictionOrder` gives predictions in the file's order.
+    The attributes ``tokenizer``, ``buckets`` and ``label_names`` are what is used, after `setup`.
 
     Labels become int64 [B] (whole numbers and names), float32 [B] (fractions) or float32 [B, L]
     (lists). A fit can be resumed in the middle of an epoch.
@@ -83,11 +84,6 @@ class TextDataModule(L.LightningDataModule):
         num_workers: Processes that make batches ahead.
         padding_side: Where padding goes; by default where the tokenizer puts it, and left where
             ``"causal-lm"`` predicts, since generation goes on at the right.
-
-    Attributes:
-        buckets: The bucket sizes; empty before `setup` where they are to be chosen.
-        label_names: The classes' names; None before `setup`, or where labels are numbers.
-        tokenizer: The tokenizer; loaded by `setup`.
 
     Raises:
         ConfigurationError: An argument has a value that it cannot have. `setup` raises it for what
