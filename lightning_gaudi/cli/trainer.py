@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ TRAINER_COMMANDS = {
     "predict": "predict with a model from a YAML config",
 }
 """The commands and what their help says."""
+
+_WITH_SHORT_NAMES = ("lightning_gaudi.modules", "lightning_gaudi.data", "lightning_gaudi.callbacks")
 
 
 def run_trainer(program: str, arguments: Sequence[str], *, is_lazy: bool) -> None:
@@ -41,6 +44,9 @@ def run_trainer(program: str, arguments: Sequence[str], *, is_lazy: bool) -> Non
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
+    # Once imported, their classes can be named without their module: class_path: TransformersModule
+    for name in _WITH_SHORT_NAMES:
+        importlib.import_module(name)
     # In lazy mode "hpu" alone chooses GaudiStrategy, and accelerator=cpu in a config still works.
     defaults = {"accelerator": "hpu", "strategy": "auto" if is_lazy else "gaudi_eager"}
     LightningCLI(
