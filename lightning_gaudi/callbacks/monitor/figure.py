@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning_gaudi.callbacks.monitor.findings import count_of
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -18,7 +20,7 @@ _ROWS = (
 _STAGE_COLORS = {"fit": "#ffffff", "validate": "#e3ecf7", "test": "#efe6f5", "predict": "#e5f2e8"}
 _WARMUP_COLOR = "#e9e9e9"
 _MAX_BARS = 400
-_MAX_BANDS = 60
+_MAX_BANDS = 400
 
 
 def png_of(runs: Sequence[tuple[str, dict[str, Any]]]) -> bytes:
@@ -55,7 +57,7 @@ def figure_of(runs: Sequence[tuple[str, dict[str, Any]]]) -> Figure:
     for number, ((title, facts), of_run) in enumerate(zip(runs, bars, strict=True)):
         own = axes[number * len(kinds) : (number + 1) * len(kinds)]
         for place, (axis, (name, label, color)) in enumerate(zip(own, kinds, strict=True)):
-            highest = max(bar[name] / bar["num_steps"] for all_ in bars for bar in all_ or [_EMPTY])
+            highest = max((bar[name] for all_ in bars for bar in all_), default=0)
             _draw(axis, of_run, name, color, highest)
             axis.set_ylabel(label, fontsize=8)
             axis.tick_params(labelbottom=place == len(kinds) - 1)
@@ -64,14 +66,11 @@ def figure_of(runs: Sequence[tuple[str, dict[str, Any]]]) -> Figure:
     return figure
 
 
-_EMPTY = {"num_steps": 1, **{name: 0 for name, _, _ in _ROWS}}
-
-
 def _title(title: str, facts: dict[str, Any]) -> str:
     total, late = facts["total"], facts["after_warmup"]
     text = (
-        f"{total['compilations']} compilations ({late['compilations']} after the warm-up), "
-        f"{total['host_reads']} host reads ({late['host_reads']} after it)"
+        f"{count_of('compilation', total['compilations'])} ({late['compilations']} after the "
+        f"warm-up), {count_of('host_read', total['host_reads'])} ({late['host_reads']} after it)"
     )
     return f"{title}: {text}" if title else text
 
@@ -83,7 +82,7 @@ def _caption(bars: list[dict[str, Any]]) -> str:
     text = "steps in the order in which they ran"
     widest = max(bar["num_steps"] for bar in bars)
     if widest > 1:
-        text += f"; a bar is the mean of up to {widest} steps"
+        text += f"; a bar is up to {widest} steps together"
     colored = [f"{name} {_COLOR_NAMES[name]}" for name in stages if name in _COLOR_NAMES]
     if len(stages) > 1 and colored:
         text += f"; background: {', '.join(colored)}"
@@ -125,17 +124,20 @@ def _draw(axis: Axes, bars: list[dict[str, Any]], name: str, color: str, highest
     _draw_bands(axis, bars, lefts)
     filled = 0.86 if len(bars) < 80 else 1.0  # with gaps, as long as they can be seen
     axis.bar(
-        [left + 0.5 for left in lefts],
-        [bar[name] / bar["num_steps"] for bar in bars],
+        [left + 0.5 + (1 - filled) / 2 for left in lefts],
+        [bar[name] for bar in bars],
         width=[max(bar["num_steps"] * filled, right / 600) for bar in bars],
         align="edge",
         color=color,
         linewidth=0,
     )
     axis.set_xlim(0.5, max(right, 1) + 0.5)
+    if right <= 10:
+        axis.set_xticks(range(1, right + 1))
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     axis.set_ylim(0, max(highest, 1) * 1.1)
     axis.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     axis.tick_params(labelsize=8)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
@@ -144,13 +146,15 @@ def _draw(axis: Axes, bars: list[dict[str, Any]], name: str, color: str, highest
 def _draw_bands(axis: Axes, bars: list[dict[str, Any]], lefts: list[int]) -> None:
     """Colour the background by stage, and grey where steps are warm-up."""
     bands: list[list[Any]] = []
+    has_stages = len({bar["stage"] for bar in bars}) > 1
     for bar, left in zip(bars, lefts, strict=True):
-        color = _WARMUP_COLOR if bar["is_warmup"] else _STAGE_COLORS.get(bar["stage"], "#ffffff")
+        color = _STAGE_COLORS.get(bar["stage"], "#ffffff") if has_stages else "#ffffff"
+        color = _WARMUP_COLOR if bar["is_warmup"] else color
         if bands and bands[-1][0] == color:
             bands[-1][2] = left + bar["num_steps"]
         else:
             bands.append([color, left, left + bar["num_steps"]])
-    if len(bands) > _MAX_BANDS * 10:  # stripes too thin to be seen
+    if len(bands) > _MAX_BANDS:  # stripes too thin to be seen
         return
     for color, left, right in bands:
         if color != "#ffffff":
