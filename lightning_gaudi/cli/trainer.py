@@ -51,5 +51,7 @@ def run_trainer(program: str, arguments: Sequence[str], *, is_lazy: bool) -> Non
     defaults = {"accelerator": "hpu", "strategy": "auto" if is_lazy else "gaudi_eager"}
     LightningCLI(
         trainer_defaults=defaults,
+        # Without a logger all runs of a config keep it in one place; the second must not fail.
+        save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": program, "description": "PyTorch Lightning on Intel Gaudi."},
     )
