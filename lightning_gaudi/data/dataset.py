@@ -22,7 +22,7 @@ class Ragged:
         sequences: The sequences; each number fits in 32 bits.
     """
 
-    def __init__(self, sequences: Iterable[Sequence[int]]) -> None:
+    def __init__(self, sequences: Iterable[Sequence[int] | npt.NDArray[np.int32]]) -> None:
         arrays = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
         self.lengths: npt.NDArray[np.int64] = np.asarray([len(a) for a in arrays], dtype=np.int64)
         self._ends = np.cumsum(self.lengths)

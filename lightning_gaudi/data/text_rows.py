@@ -14,7 +14,7 @@ from lightning_gaudi.data.dataset import Ragged, Row, TokenizedRows
 from lightning_gaudi.data.labels import collect_label_names, read_labels
 from lightning_gaudi.data.masking import MaskedRows
 from lightning_gaudi.data.reading import Table, read_table
-from lightning_gaudi.data.tokenizing import Tokenizing, joined
+from lightning_gaudi.data.tokenizing import Fields, Tokenizing, joined
 from lightning_gaudi.errors import ConfigurationError
 
 Objective = Literal["causal-lm", "masked-lm"]
@@ -116,18 +116,24 @@ def read_rows(
     elif has_labels and settings.has_label_column:
         assert settings.label_column is not None
         labels = read_labels(table, settings.label_column, label_names)
-    packed = TokenizedRows({name: Ragged(rows) for name, rows in fields.items()}, labels)
+    packed = TokenizedRows(_packed(fields), labels)
     rows: Dataset[Row] = packed
     if is_masked:
         rows = _masked(packed, settings, tokenizer, is_training)
     return TextRows(rows, packed.lengths, target_lengths, num_cut + tokenize.num_cut)
 
 
+def _packed(fields: Fields) -> dict[str, Ragged]:
+    """Pack each list of rows once, also where two fields are the same list."""
+    packed = {id(rows): Ragged(rows) for rows in fields.values()}
+    return {name: packed[id(rows)] for name, rows in fields.items()}
+
+
 def _join(
     table: Table,
     settings: TextSettings,
     tokenizer: Any,
-    fields: dict[str, list[list[int]]],
+    fields: Fields,
     limit: int | None,
 ) -> int:
     """Put targets after the prompts in ``fields``, and return how many rows were cut."""

@@ -6,7 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from lightning_gaudi.data.collate import TooLong
+from lightning_gaudi.data.labels import IGNORED
 from lightning_gaudi.data.reading import Table
 from lightning_gaudi.errors import ConfigurationError
 
@@ -14,7 +18,8 @@ _CHUNK = 4096
 # A tokenizer without a limit says a number of about 1e30.
 _NO_LIMIT = 10**9
 
-Fields = dict[str, list[list[int]]]
+Numbers = npt.NDArray[np.int32]  # of a row; a list of ints takes ten times the memory
+Fields = dict[str, list[Numbers]]
 
 
 def load_tokenizer(tokenizer: Any) -> Any:
@@ -92,7 +97,7 @@ class Tokenizing:
         sequence, its end or its padding, whichever it has first.
 
         Returns:
-            Lists of a row's numbers by name: ``input_ids`` and what the tokenizer adds to it.
+            Each row's numbers by name: ``input_ids`` and what the tokenizer adds to it, int32.
 
         Raises:
             ConfigurationError: A value is no string, or a text is too long and may not be cut.
@@ -101,8 +106,8 @@ class Tokenizing:
         pairs = None if pair_column is None else _texts(table, pair_column)
         return self._tokenized(table, texts, pairs, self._options)
 
-    def targets(self, table: Table, column: str) -> list[list[int]]:
-        """Tokenize what a model is to write.
+    def targets(self, table: Table, column: str) -> list[Numbers]:
+        """Tokenize what a model is to write; a text without any token stays so.
 
         Raises:
             ConfigurationError: As a call.
@@ -130,18 +135,21 @@ class Tokenizing:
         for row, ids in enumerate(fields["input_ids"]):
             if self._limit is not None and len(ids) > self._limit:
                 self._cut(table, row, fields, texts, pairs, as_target)
-            if not ids:
+            if not len(ids) and not as_target:
                 self._give_a_token(fields, row)
         return fields
 
     def _call(
         self, texts: list[str], pairs: list[str] | None, options: dict[str, Any], as_target: bool
-    ) -> dict[str, list[list[int]]]:
+    ) -> Fields:
         if as_target:
             found = self._tokenizer(text_target=texts, **options)
         else:
             found = self._tokenizer(texts, pairs, **options)
-        return {str(name): list(rows) for name, rows in found.items()}
+        return {
+            str(name): [np.asarray(row, dtype=np.int32) for row in rows]
+            for name, rows in found.items()
+        }
 
     def _cut(
         self,
@@ -173,7 +181,8 @@ class Tokenizing:
         )
         token = next(each for each in known if each is not None)
         for name, rows in fields.items():
-            rows[row] = [{"input_ids": token, "special_tokens_mask": 1}.get(name, 0)]
+            value = {"input_ids": token, "special_tokens_mask": 1}.get(name, 0)
+            rows[row] = np.asarray([value], dtype=np.int32)
 
 
 def _texts(table: Table, column: str) -> list[str]:
@@ -192,8 +201,8 @@ def _parts(number: int) -> Iterator[range]:
 
 
 def joined(
-    prompts: Sequence[list[int]], targets: Sequence[list[int]], end: int | None
-) -> tuple[list[list[int]], list[list[int]]]:
+    prompts: Sequence[Numbers], targets: Sequence[Numbers], end: int | None
+) -> tuple[list[Numbers], list[Numbers]]:
     """Put each target after its prompt; labels are the targets, and -100 for the prompts.
 
     Args:
@@ -204,7 +213,9 @@ def joined(
     Returns:
         Ids and labels.
     """
-    tail = [] if end is None else [end]
-    ids = [[*a, *b, *tail] for a, b in zip(prompts, targets, strict=True)]
-    labels = [[-100] * len(a) + row[len(a) :] for a, row in zip(prompts, ids, strict=True)]
+    tail = np.asarray([] if end is None else [end], dtype=np.int32)
+    ids = [np.concatenate([a, b, tail]) for a, b in zip(prompts, targets, strict=True)]
+    labels = [row.copy() for row in ids]
+    for prompt, row in zip(prompts, labels, strict=True):
+        row[: len(prompt)] = IGNORED
     return ids, labels

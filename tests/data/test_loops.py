@@ -58,7 +58,6 @@ def test_a_fit_goes_on_where_it_was_saved(tmp_path, when, num_workers):
     options["save_on_train_epoch_end"] = when == "epoch"
     saved = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, monitor="step", **options)
     middle = {"val_check_interval": 2} if when == "validation" else {}
-    # Workers leave the fork of a process with threads a warning; only few of these runs have any.
     data = {"shuffle": True, "num_workers": num_workers}
 
     def fit(net, *callbacks, checkpoint=None):
@@ -83,18 +82,19 @@ def test_a_fit_goes_on_where_it_was_saved(tmp_path, when, num_workers):
         assert fit(Notes(), checkpoint=path) == whole[step:]
 
 
-def test_a_fit_goes_on_after_epochs_cut_short(tmp_path):
+@pytest.mark.parametrize(("num_workers", "steps"), [(0, range(1, 7)), (1, [2, 3])], ids=str)
+def test_a_fit_goes_on_after_epochs_cut_short(tmp_path, num_workers, steps):
     saved = ModelCheckpoint(
         tmp_path, "{step}", save_top_k=-1, monitor="step", every_n_train_steps=1
     )
 
     def fit(*callbacks, checkpoint=None):
         net, run = Notes(), trainer(*callbacks, limit_train_batches=3)
-        run.fit(net, loader(shuffle=True), ckpt_path=checkpoint)
+        run.fit(net, loader(shuffle=True, num_workers=num_workers), ckpt_path=checkpoint)
         return net.of("fit")
 
     whole = fit(saved)
-    for step in range(1, 7):
+    for step in steps:
         assert fit(checkpoint=tmp_path / f"step={step}.ckpt") == whole[step:]
 
 

@@ -147,13 +147,23 @@ def test_prompts_to_go_on_from_are_padded_left(tmp_path):
 
 
 def test_targets_follow_their_prompts(tmp_path):
-    data = rows([2, 1], target=lambda i: text(3 - i, 40))
+    data = rows([2, 1, 1], target=lambda i: text([3, 2, 0][i], 40))
     options = {"objective": "causal-lm", "target_column": "target", "num_buckets": 1}
+    options["batch_size"] = 3
     given = module(tmp_path, data, plain_tokenizer(), **options)
     given.setup("fit")
     (batch,) = given.train_dataloader()
-    assert batch["input_ids"].tolist() == [[5, 6, 45, 46, 47, 2], [6, 45, 46, 2, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, 45, 46, 47, 2], [-100, 45, 46, 2, -100, -100]]
+    _ = -100
+    assert batch["input_ids"].tolist() == [
+        [5, 6, 45, 46, 47, 2],
+        [6, 45, 46, 2, 0, 0],
+        [7, 2] + [0] * 4,
+    ]
+    assert batch["labels"].tolist() == [
+        [_, _, 45, 46, 47, 2],
+        [_, 45, 46, 2, _, _],
+        [_, 2] + [_] * 4,
+    ]
 
 
 def test_targets_have_buckets_of_their_own(tmp_path):
