@@ -3,12 +3,14 @@
 from lightning_gaudi.data.buckets import choose_buckets
 from lightning_gaudi.data.collate import BucketCollator
 from lightning_gaudi.data.order import in_data_order
+from lightning_gaudi.data.prompts import PromptDataModule
 from lightning_gaudi.data.sampler import BucketBatchSampler
 from lightning_gaudi.data.text import TextDataModule
 
 __all__ = [
     "BucketBatchSampler",
     "BucketCollator",
+    "PromptDataModule",
     "TextDataModule",
     "choose_buckets",
     "in_data_order",
