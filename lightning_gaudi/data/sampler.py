@@ -41,9 +41,9 @@ class BucketBatchSampler(Sampler[list[int]]):
     first, so that a lack of memory shows at the first step.
 
     Give it to a plain ``DataLoader(dataset, batch_sampler=..., collate_fn=BucketCollator(...))``;
-    it works with Lightning's defaults, also with ``use_distributed_sampler=True``. Under
-    `GaudiStrategy` a fit from a checkpoint goes on in the middle of an epoch; under other strategies
-    with `make_resumable`.
+    it works with Lightning's defaults, also with ``use_distributed_sampler=True``. (To predict
+    fewer rows than there are ranks takes a `BucketLoader`.) Under `GaudiStrategy` a fit from a
+    checkpoint goes on in the middle of an epoch; under other strategies with `make_resumable`.
 
     Args:
         lengths: Tokens in each row.

@@ -71,7 +71,9 @@ class TextDataModule(L.LightningDataModule):
         num_buckets: The most buckets to choose.
         buckets: The bucket sizes in tokens, in place of choosing them.
         multiple_of: What chosen buckets are multiples of.
-        num_target_buckets: The most buckets for targets. Each pair of buckets is a shape.
+        num_target_buckets: The most buckets to choose for targets. Each pair of a bucket and one of
+            these is a shape.
+        target_buckets: The bucket sizes for targets, in place of choosing them.
         batch_size: Rows in a batch of each card.
         tokens_per_batch: In place of ``batch_size``: tokens in a batch, padding included.
         too_long: Whether a text of more tokens than ``max_length`` or the largest bucket is cut
@@ -110,6 +112,7 @@ class TextDataModule(L.LightningDataModule):
         buckets: Sequence[int] | None = None,
         multiple_of: int = 1,
         num_target_buckets: int = 1,
+        target_buckets: Sequence[int] | None = None,
         batch_size: int = 32,
         tokens_per_batch: int | None = None,
         too_long: TooLong = "truncate",
@@ -158,7 +161,7 @@ class TextDataModule(L.LightningDataModule):
         )
         self.label_names = None if label_names is None else list(label_names)
         self.buckets = [] if buckets is None else checked_buckets(buckets)
-        self.target_buckets: list[int] | None = None
+        self.target_buckets = None if target_buckets is None else checked_buckets(target_buckets)
         self.max_length = max_length
         self.max_target_length = max_target_length
         self.num_buckets = num_buckets
@@ -174,6 +177,7 @@ class TextDataModule(L.LightningDataModule):
         if validate is None:  # a fit then has no validation, as if this class had no such method
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self._has_given_buckets = buckets is not None
+        self._has_given_target_buckets = target_buckets is not None
         self._rows: dict[Split, TextRows] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -251,7 +255,7 @@ class TextDataModule(L.LightningDataModule):
         limit = min((n for n in (own_limit, largest) if n is not None), default=None)
         target_limit = self.max_target_length
         if self.target_buckets is not None:
-            target_limit = self.target_buckets[-1]
+            target_limit = min(self.target_buckets[-1], target_limit or self.target_buckets[-1])
         found = read_rows(
             path,
             self.settings,
@@ -269,21 +273,34 @@ class TextDataModule(L.LightningDataModule):
         self._rows[split] = found
         if not known:
             self._choose(found, own_limit)
-        if found.target_lengths is not None and (split == "train" or self.target_buckets is None):
+        if found.target_lengths is not None and self.target_buckets is None:
             self.target_buckets = choose_buckets(found.target_lengths, self.num_target_buckets)
-        if found.num_cut:
-            message = (
-                f"{found.num_cut} of {len(found.lengths)} texts in {path} were cut to {limit} "
-                "tokens"
+        is_asked = limit == own_limit or self._has_given_buckets
+        self._tell_of_cuts(path, found.num_cut, "texts", limit, "buckets", is_asked)
+        is_asked = target_limit == self.max_target_length or self._has_given_target_buckets
+        self._tell_of_cuts(
+            path, found.num_targets_cut, "targets", target_limit, "target_buckets", is_asked
+        )
+
+    def _tell_of_cuts(
+        self,
+        path: str | Path,
+        number: int,
+        what: str,
+        limit: int | None,
+        argument: str,
+        is_asked: bool,
+    ) -> None:
+        if not number:
+            return
+        message = f"{number} {what} in {path} were cut to {limit} tokens"
+        if is_asked:
+            rank_zero_info(f"{message}.")
+        else:
+            rank_zero_warn(
+                f"{message}, the longest of {self.paths['train']}. Give TextDataModule larger "
+                f"{argument} to keep them whole: {argument}={getattr(self, argument)} are in use."
             )
-            if limit == own_limit or self._has_given_buckets:
-                rank_zero_info(f"{message}.")
-            else:
-                rank_zero_warn(
-                    f"{message}, the longest of {self.paths['train']}. Give buckets, such as "
-                    f"buckets={[*self.buckets, own_limit or 2 * self.buckets[-1]]}, to keep them "
-                    "whole."
-                )
 
     def _choose(self, found: TextRows, limit: int | None) -> None:
         if not len(found.lengths):

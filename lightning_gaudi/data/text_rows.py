@@ -49,13 +49,15 @@ class TextRows:
         rows: The data set.
         lengths: Tokens in each row, int64.
         target_lengths: Tokens in each row's target, for models that write another sequence.
-        num_cut: How many texts and targets were cut.
+        num_cut: How many texts were cut.
+        num_targets_cut: How many targets were cut.
     """
 
     rows: Dataset[Row]
     lengths: Any
     target_lengths: Any | None
     num_cut: int
+    num_targets_cut: int = 0
 
 
 def label_names_of(path: str | Path, settings: TextSettings) -> list[str] | None:
@@ -103,7 +105,7 @@ def read_rows(
     )
     fields = tokenize(table, settings.text_column, settings.text_pair_column)
     labels = target_lengths = None
-    num_cut = 0
+    num_cut = num_targets_cut = 0
     if is_joined:
         num_cut = _join(table, settings, tokenizer, fields, limit)
     elif has_labels and settings.objective == "causal-lm":
@@ -112,7 +114,7 @@ def read_rows(
         target = Tokenizing(tokenizer, limit=target_limit, too_long=settings.too_long)
         fields["labels"] = target.targets(table, settings.target_column)
         target_lengths = [len(row) for row in fields["labels"]]
-        num_cut = target.num_cut
+        num_targets_cut = target.num_cut
     elif has_labels and settings.has_label_column:
         assert settings.label_column is not None
         labels = read_labels(table, settings.label_column, label_names)
@@ -120,7 +122,8 @@ def read_rows(
     rows: Dataset[Row] = packed
     if is_masked:
         rows = _masked(packed, settings, tokenizer, is_training)
-    return TextRows(rows, packed.lengths, target_lengths, num_cut + tokenize.num_cut)
+    num_cut += tokenize.num_cut
+    return TextRows(rows, packed.lengths, target_lengths, num_cut, num_targets_cut)
 
 
 def _packed(fields: Fields) -> dict[str, Ragged]:

@@ -84,6 +84,12 @@ def test_labels(labels, expected):
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]
 
 
+def test_labels_of_floats_belong_to_rows_even_where_there_are_as_many_as_tokens():
+    rows = [{"input_ids": [1, 2], "labels": [1.0, 0.0]}] * 2
+    batch = BucketCollator([4], pad_token_id=0)(rows)
+    assert batch["labels"].tolist() == [[1.0, 0.0]] * 2
+
+
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
 def test_rows_of_any_kind_share_no_memory(kind):
     ids = kind([5, 6, 7])

@@ -216,9 +216,27 @@ def test_texts_cut_where_asked(tmp_path):
 def test_longer_texts_than_in_training_are_cut_with_a_warning(tmp_path):
     longer = write(tmp_path / "longer.txt", rows([3, 30]))
     given = module(tmp_path, predict=longer)
-    with pytest.warns(UserWarning, match=r"1 of 2 texts in .*longer.txt were cut to 22 .*buckets="):
+    with pytest.warns(
+        UserWarning, match=r"1 texts in .*longer.txt were cut to 22 .*larger buckets"
+    ):
         given.setup("predict")
     assert max(given.predict_dataloader().dataset.lengths) == 22
+
+
+def test_longer_targets_than_in_training(tmp_path):
+    longer = write(tmp_path / "a.jsonl", rows([3], target=lambda i: text(9)))
+    options = {"target_column": "target", "test": longer}
+    data = rows([3, 5], target=lambda i: text(2))
+    given = module(tmp_path, data, **options)
+    message = r"1 targets in .*a.jsonl were cut to 4 .*larger target_buckets .*=\[4\] are in use"
+    with pytest.warns(UserWarning, match=message):
+        given.setup("test")
+    (batch,) = given.test_dataloader()
+    assert batch["labels"].tolist() == [word_tokenizer()(text(2))["input_ids"]]
+    given = module(tmp_path, data, **options, target_buckets=[4, 16])
+    given.setup("test")
+    (batch,) = given.test_dataloader()
+    assert batch["labels"].shape == (1, 16)
 
 
 def test_a_path_of_a_tokenizer_and_a_pickled_dataset(tmp_path):

@@ -98,6 +98,7 @@ def test_nothing_left_to_train_on(tmp_path):
         ({"num_target_buckets": 0}, "num_buckets must be a whole number above 0"),
         ({"buckets": []}, "buckets must be one or more whole numbers above 0"),
         ({"buckets": [8, 0]}, "buckets must be one or more whole numbers above 0"),
+        ({"target_buckets": [-1]}, "buckets must be one or more whole numbers above 0"),
         ({"multiple_of": 0}, "multiple_of must be"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"tokens_per_batch": 0}, "tokens_per_batch must be 1 or more"),

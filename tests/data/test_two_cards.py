@@ -23,6 +23,7 @@ from data.loops import LENGTHS, Notes, loader, rows, trainer
 from data.texts import text, word_tokenizer, write
 from lightning_gaudi.callbacks import PredictionOrder
 from lightning_gaudi.data import TextDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 folder = Path(sys.argv[1])
@@ -43,6 +44,13 @@ run.fit(net, loader(shuffle=True), loader())
 run.validate(net, loader(), verbose=False)
 run.test(net, loader(), verbose=False)
 found |= {stage: net.of(stage) for stage in ("fit", "validate", "test")}
+
+saved = ModelCheckpoint(folder / "saved", "{step}", save_top_k=-1, monitor="step",
+                        every_n_train_steps=1)
+trainer(saved, devices=2).fit(Notes(), loader(shuffle=True))
+net = Notes()
+trainer(devices=2).fit(net, loader(shuffle=True), ckpt_path=folder / "saved" / "step=3.ckpt")
+found["rest"] = net.of("fit")
 
 predict("buckets", loader(drop_last=True))
 predict("buckets_first", loader(), "first")
@@ -91,6 +99,7 @@ def test_every_row_once_and_in_order(tmp_path: Path) -> None:
     for rank, of_rank in enumerate(found):
         evaluation = planned(rank)
         assert of_rank["fit"] == [b for e in range(2) for b in planned(rank, e, shuffle=True)]
+        assert of_rank["rest"] == of_rank["fit"][3:]
         assert of_rank["validate"] == evaluation * 3
         assert of_rank["test"] == evaluation
         whole = list(enumerate(LENGTHS))
