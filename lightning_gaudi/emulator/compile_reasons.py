@@ -58,7 +58,7 @@ class Reason:
             order. ``"first"``: nothing like it was compiled before.
         text: The difference in words.
         op: The op that differs first.
-        line: The user's line of that op, ``"path:number"``.
+        line: The user's line of that op, ``"path:number"``; without one the library's.
         library: The library's line, where no line of the user asked for that op; else empty.
         shapes: With ``"shapes"``, the inputs that differ.
     """
@@ -94,7 +94,7 @@ class NotedOps(list[tuple[Any, ...]]):
     def append(self, part: tuple[Any, ...]) -> None:
         """Add an op that has just run."""
         super().append(part)
-        self.places.append(locate())
+        self.places.append(locate(stops_at_loop=True))
         self.num_inputs.append(len(self._inputs))
 
     def place_of(self, number: int) -> Place:

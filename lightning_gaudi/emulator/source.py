@@ -79,8 +79,13 @@ def _origin(filename: str) -> str:
     return origin
 
 
-def locate() -> RawPlace:
-    """Find where the program is, for `spell` to put into words later."""
+def locate(stops_at_loop: bool = False) -> RawPlace:
+    """Find where the program is, for `spell` to put into words later.
+
+    Args:
+        stops_at_loop: Whether to be content with the library's line where a training loop was
+            reached before a line of the user: less to walk.
+    """
     frame: FrameType | None = sys._getframe(1)
     origins = _origins
     library_file, library_number, is_in_loop = "", 0, False
@@ -90,9 +95,12 @@ def locate() -> RawPlace:
         if origin == "user":
             return filename, frame.f_lineno, library_file, library_number, is_in_loop
         if origin != "internal":
-            is_in_loop = is_in_loop or origin == "loop"
             if not library_file:
                 library_file, library_number = filename, frame.f_lineno
+            if origin == "loop":
+                is_in_loop = True
+                if stops_at_loop:
+                    break
         frame = frame.f_back
     return "", 0, library_file, library_number, is_in_loop
 
