@@ -365,8 +365,9 @@ class TransformersModule(LightningModule):
             model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
-        # A hook for the reentrant kind, which would keep evaluation from being captured.
-        if model.main_input_name == "input_ids":
+        # A hook for the reentrant kind, which would keep evaluation from being captured. Newer
+        # versions add it, and all fail to remove one that is not there.
+        if hasattr(model, "_require_grads_hook"):
             model.disable_input_require_grads()
 
     # --- export ---------------------------------------------------------------------------------
