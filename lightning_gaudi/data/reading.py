@@ -82,7 +82,7 @@ def read_table(path: str | Path, *, text_column: str = "text") -> Table:
     if path.suffix.lower() == ".csv":
         return _from_pairs(path, _read_csv(path, text))
     # Not splitlines(), which also ends lines at marks that a text may have inside.
-    lines = text.split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if not lines[-1]:
         lines.pop()
     return _from_pairs(path, ((i, {text_column: line}) for i, line in enumerate(lines, start=1)))
@@ -91,7 +91,7 @@ def read_table(path: str | Path, *, text_column: str = "text") -> Table:
 def _decoded(path: Path) -> str:
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(
@@ -99,7 +99,6 @@ def _decoded(path: Path) -> str:
             f"{error.start} of the file. Convert the file, for example with "
             f"`iconv -f latin1 -t utf-8 {path.name}`."
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _from_pairs(path: Path, pairs: Iterator[tuple[int, dict[str, Any]]]) -> Table:

@@ -28,7 +28,7 @@ def test_csv(tmp_path):
     )
     limit = csv.field_size_limit()
     table = read_table(path)
-    assert table.rows[:2] == [{"text": 'a, "b"\nc', "n": "1"}, {"text": "d", "n": ""}]
+    assert table.rows[:2] == [{"text": 'a, "b"\r\nc', "n": "1"}, {"text": "d", "n": ""}]
     assert len(table.rows[2]["text"]) == 200_000
     assert table.lines == [3, 5, 6]
     assert csv.field_size_limit() == limit, "the process's own limit was changed"
