@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -33,6 +33,13 @@ _SPLITS: dict[str | None, tuple[Split, ...]] = {
     "predict": ("predict",),
     None: ("train", "validate", "test", "predict"),
 }
+
+
+class _Shapes(NamedTuple):
+    """The buckets of a file's texts and of its targets."""
+
+    buckets: list[int] | None
+    target_buckets: list[int] | None
 
 
 class TextDataModule(L.LightningDataModule):
@@ -176,8 +183,8 @@ class TextDataModule(L.LightningDataModule):
         self.padding_side = padding_side
         if validate is None:  # a fit then has no validation, as if this class had no such method
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
-        self._has_given_buckets = buckets is not None
-        self._has_given_target_buckets = target_buckets is not None
+        self._given = _Shapes(self.buckets or None, self.target_buckets)
+        self._shapes: dict[Split, _Shapes] = {}
         self._rows: dict[Split, TextRows] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -195,11 +202,16 @@ class TextDataModule(L.LightningDataModule):
             raise self._without_file(_SPLITS[stage][0])
         if self.label_names is None and train is not None and self.settings.has_label_column:
             self.label_names = label_names_of(train, self.settings)
-        if train is not None and not self._has_given_buckets:
+        has_targets = self.settings.target_column is not None and self.settings.objective is None
+        is_given = self._given.buckets and (self._given.target_buckets or not has_targets)
+        if train is not None and not is_given:
             self._read("train")  # for its buckets, whatever the stage
-        for split in _SPLITS[stage]:
-            if self.paths[split] is not None:
-                self._read(split)
+        read = [split for split in _SPLITS[stage] if self.paths[split] is not None]
+        for split in read:
+            self._read(split)
+        if read:
+            self.buckets = self._shapes[read[0]].buckets or []
+            self.target_buckets = self._shapes[read[0]].target_buckets
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches for training."""
@@ -250,12 +262,11 @@ class TextDataModule(L.LightningDataModule):
         path = self.paths[split]
         assert path is not None
         own_limit = limit_of(self.tokenizer, self.max_length)
-        known = self._has_given_buckets or "train" in self._rows
-        largest = self.buckets[-1] if known else None
-        limit = min((n for n in (own_limit, largest) if n is not None), default=None)
-        target_limit = self.max_target_length
-        if self.target_buckets is not None:
-            target_limit = min(self.target_buckets[-1], target_limit or self.target_buckets[-1])
+        of_training = self._shapes.get("train", _Shapes(None, None))
+        buckets = self._given.buckets or of_training.buckets
+        target_buckets = self._given.target_buckets or of_training.target_buckets
+        limit = _smallest(own_limit, buckets)
+        target_limit = _smallest(self.max_target_length, target_buckets)
         found = read_rows(
             path,
             self.settings,
@@ -270,56 +281,48 @@ class TextDataModule(L.LightningDataModule):
             raise ConfigurationError(
                 f"{path} has no rows, and it is the file to {split} with. Check the file."
             )
+        buckets = buckets or self._chosen(found, own_limit)
+        if found.target_lengths is not None and target_buckets is None:
+            target_buckets = choose_buckets(found.target_lengths, self.num_target_buckets)
         self._rows[split] = found
-        if not known:
-            self._choose(found, own_limit)
-        if found.target_lengths is not None and self.target_buckets is None:
-            self.target_buckets = choose_buckets(found.target_lengths, self.num_target_buckets)
-        is_asked = limit == own_limit or self._has_given_buckets
-        self._tell_of_cuts(path, found.num_cut, "texts", limit, "buckets", is_asked)
-        is_asked = target_limit == self.max_target_length or self._has_given_target_buckets
-        self._tell_of_cuts(
-            path, found.num_targets_cut, "targets", target_limit, "target_buckets", is_asked
-        )
+        self._shapes[split] = _Shapes(buckets, target_buckets)
+        if found.num_cut:
+            is_asked = limit == own_limit or self._given.buckets is not None
+            self._tell_of_cuts(f"{found.num_cut} texts", path, limit, "buckets", is_asked)
+        if found.num_targets_cut:
+            what = f"{found.num_targets_cut} targets"
+            is_asked = target_limit == self.max_target_length or bool(self._given.target_buckets)
+            self._tell_of_cuts(what, path, target_limit, "target_buckets", is_asked)
 
     def _tell_of_cuts(
-        self,
-        path: str | Path,
-        number: int,
-        what: str,
-        limit: int | None,
-        argument: str,
-        is_asked: bool,
+        self, what: str, path: str | Path, limit: int | None, argument: str, is_asked: bool
     ) -> None:
-        if not number:
-            return
-        message = f"{number} {what} in {path} were cut to {limit} tokens"
         if is_asked:
-            rank_zero_info(f"{message}.")
-        else:
-            rank_zero_warn(
-                f"{message}, the longest of {self.paths['train']}. Give TextDataModule larger "
-                f"{argument} to keep them whole: {argument}={getattr(self, argument)} are in use."
-            )
-
-    def _choose(self, found: TextRows, limit: int | None) -> None:
-        if not len(found.lengths):
-            self.buckets = [1]
+            rank_zero_info(f"{what} in {path} were cut to {limit} tokens.")
             return
+        rank_zero_warn(
+            f"{what} in {path} were cut to {limit} tokens, the longest of {self.paths['train']}. "
+            f"Give TextDataModule larger {argument} to keep them whole."
+        )
+
+    def _chosen(self, found: TextRows, limit: int | None) -> list[int]:
+        if not len(found.lengths):
+            return [1]
         chosen = choose_buckets(found.lengths, self.num_buckets, multiple_of=self.multiple_of)
         # A model may have no positions beyond its limit for what rounding up adds.
-        self.buckets = sorted({min(n, limit) if limit else n for n in chosen})
+        return sorted({min(n, limit) if limit else n for n in chosen})
 
     def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[Any]:
         if split not in self._rows:
             self.setup({"train": "fit"}.get(split, split))
         found = self._rows[split]
+        buckets = self._shapes[split].buckets or []
         is_training = split == "train"
         return BucketLoader(
             found.rows,
             batch_sampler=BucketBatchSampler(
                 found.lengths,
-                self.buckets,
+                buckets,
                 **_size_of(self.batch_size, self.tokens_per_batch),
                 shuffle=shuffle,
                 seed=self.seed,
@@ -336,11 +339,12 @@ class TextDataModule(L.LightningDataModule):
         if side is None:
             generates = split == "predict" and self.settings.objective == "causal-lm"
             side = "left" if generates else self.tokenizer.padding_side
+        shapes = self._shapes[split]
         return BucketCollator(
-            self.buckets,
+            shapes.buckets or [],
             pad_token_id=self.tokenizer.pad_token_id,
             padding_side=side,
-            label_buckets=self.target_buckets,
+            label_buckets=shapes.target_buckets,
             pad_values={"token_type_ids": self.tokenizer.pad_token_type_id},
         )
 
@@ -354,3 +358,9 @@ def _size_of(batch_size: int, tokens_per_batch: int | None) -> dict[str, Any]:
     if tokens_per_batch is not None:
         return {"tokens_per_batch": tokens_per_batch}
     return {"batch_size": batch_size}
+
+
+def _smallest(limit: int | None, buckets: list[int] | None) -> int | None:
+    """The most tokens of a limit and the largest bucket, where there are any."""
+    limits = [n for n in (limit, buckets[-1] if buckets else None) if n is not None]
+    return min(limits, default=None)

@@ -78,6 +78,26 @@ def test_buckets_are_those_of_the_training_texts(tmp_path):
     assert alone.predict_dataloader().batch_sampler.buckets == [4]
 
 
+def test_without_training_texts_each_file_has_its_own_buckets(tmp_path):
+    long = write(tmp_path / "long.jsonl", rows([30], target=lambda i: text(20)))
+    short = write(tmp_path / "short.jsonl", rows([3], target=lambda i: text(2)))
+    given = TextDataModule(
+        word_tokenizer(), validate=short, test=long, predict=short, target_column="target"
+    )
+    given.setup()
+    given.setup("test")
+    assert given.buckets == [32]
+    given.setup("predict")
+    assert given.buckets == [5]
+    (tested,) = given.test_dataloader()
+    (validated,) = given.val_dataloader()
+    (predicted,) = given.predict_dataloader()
+    assert tested["input_ids"].shape == (1, 32)
+    assert tested["labels"].shape == (1, 22)
+    assert validated["labels"].shape == (1, 4)
+    assert predicted["input_ids"].shape == (1, 5)
+
+
 def test_options_of_buckets(tmp_path):
     given = module(tmp_path, multiple_of=8, tokenizer=word_tokenizer(model_max_length=20))
     given.setup("fit")
@@ -228,7 +248,7 @@ def test_longer_targets_than_in_training(tmp_path):
     options = {"target_column": "target", "test": longer}
     data = rows([3, 5], target=lambda i: text(2))
     given = module(tmp_path, data, **options)
-    message = r"1 targets in .*a.jsonl were cut to 4 .*larger target_buckets .*=\[4\] are in use"
+    message = r"1 targets in .*a.jsonl were cut to 4 .*larger target_buckets to keep"
     with pytest.warns(UserWarning, match=message):
         given.setup("test")
     (batch,) = given.test_dataloader()
