@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -18,10 +19,12 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     PhiConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
 VOCABULARY, PAD, EOS = 24, 0, 1
+WORDS = ["<pad>", "<eos>", "<bos>", *(f"w{number}" for number in range(3, 24))]
 _SMALL = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -91,6 +94,25 @@ def make_prompts(lengths, seed=0):
     """Random prompts, as lists of token ids without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+
+
+def make_tokenizer(template=None):
+    """A tokenizer of words that are numbers."""
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        chat_template=template,
+    )
+
+
+def ids_of(text):
+    """The token ids of a text."""
+    return [WORDS.index(word) for word in text.split()]
 
 
 def batch_of(prompts, side="right", extra=0):

@@ -10,21 +10,22 @@ import torch
 from modules.generation.models import (
     EOS,
     PAD,
+    WORDS,
     batch_of,
     configs,
+    ids_of,
     make_model,
     make_prompts,
+    make_tokenizer,
     stock_tokens,
 )
 from modules.generation.runs import predict, rows_of, trainer
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
     MambaConfig,
-    PreTrainedTokenizerFast,
     T5Config,
 )
 
@@ -33,29 +34,11 @@ from lightning_gaudi.data.sampler import BucketBatchSampler
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.generation import TextGenerationModule
 
-WORDS = ["<pad>", "<eos>", "<bos>", *(f"w{number}" for number in range(3, 24))]
 TEXTS = ["w5 w9 w4", "w20 w3 w11 w8 w7", "w6"]
 TEMPLATE = (
     "{% for m in messages %}<bos> w3 {{ m['content'] }} w4{% endfor %}"
     "{% if add_generation_prompt %} w5{% endif %}"
 )
-
-
-def make_tokenizer(template=None):
-    vocabulary = {word: number for number, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        chat_template=template,
-    )
-
-
-def ids_of(text):
-    return [WORDS.index(word) for word in text.split()]
 
 
 def module_of(model=None, tokenizer=None, **options):
