@@ -152,7 +152,7 @@ class OpInfo:
         func: The overload.
         name: Its name without the namespace, overload included: ``"add.Tensor"``.
         kind: How it behaves.
-        may_alias: Whether its schema lets a result share an input's storage.
+        may_alias: Whether a result may share an input's storage.
         writes: Positions of positional arguments and names of keyword arguments it writes to.
         ignored: Positions and names of numbers whose value is no part of the recipe.
         ignored_unless_one: Names of numbers that are ignored unless they are 1.
@@ -188,7 +188,8 @@ class OpInfo:
             self.call = draws_from_device(self.call, schema)
         self.name = _short_name(func)
         self.kind = _kind_of(func, base)
-        self.may_alias = any(
+        # ``_unsafe_view`` is a view of which its schema says nothing, so that autograd sees none.
+        self.may_alias = base == "_unsafe_view" or any(
             r.alias_info is not None and not r.alias_info.is_write for r in schema.returns
         )
         self.writes: tuple[int | str, ...] = tuple(

@@ -169,3 +169,18 @@ def test_strict_mode_leaves_what_a_graph_does_not_fill(strict):
         del places, scratch
     captured.replay()
     assert result.tolist() == [6.0, 8.0]
+
+
+def test_what_reshape_ends_with_is_a_view_though_its_schema_does_not_say_so():
+    """Else its memory would be filled with NaN as that of what it views."""
+    x = torch.arange(6.0).reshape(2, 3).to("hpu")
+    captured = HPUGraph()
+    captured.capture_begin(dry_run=True)
+    with torch.no_grad():
+        captured.mark_user_inputs([x])
+        doubled = x * 2  # alive, so that what a card frees of it shows
+        result = torch.ops.aten._unsafe_view(doubled, [3, 2])
+    captured.capture_end()
+    captured.mark_user_outputs([result])
+    captured.replayV3([x], False)
+    assert result.tolist() == [[0.0, 2.0], [4.0, 6.0], [8.0, 10.0]]
