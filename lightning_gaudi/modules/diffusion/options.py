@@ -110,8 +110,8 @@ class SamplingOptions:
             "height": self.height,
             "width": self.width,
         }
-        if facts.condition == "nothing":
-            wanted["batch_size"] = number
+        if facts.condition != "prompt":
+            wanted["batch_size"] = number  # of those that take it: class labels do not tell it all
         return {
             **{n: v for n, v in wanted.items() if n in facts.arguments and v is not None},
             **self.call_options,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,6 +86,9 @@ class DiffusionSampler(LightningModule):
         pipeline: The pipeline. Its modules are submodules of this one under the pipeline's names.
         stats: Counts, and images per second: of real images, after the first batch, the device
             waited for. Logged when prediction ends.
+        leave_out: Asked about each image before it is sampled, with what the prediction will say
+            of it (``images`` is None). Where it answers True the image is not sampled, and
+            ``images`` has None in its place. `ImageWriter` sets it, to go on where a run stopped.
 
     Raises:
         ConfigurationError: An argument has a value that it cannot have, or the pipeline has no
@@ -137,7 +140,9 @@ class DiffusionSampler(LightningModule):
         self.stats = SamplingStats()
         self._cut_prompts = CutPrompts(self.pipeline, self.options.max_sequence_length(self._facts))
         self._reads_told = False
+        self._plain_scheduler: Any = None  # the one whose steps move no numbers to the device
         self._numbers = RowNumbers()
+        self.leave_out: Callable[[dict[str, Any]], bool] | None = None
 
     @property
     def hpu_graph_targets(self) -> list[str]:
@@ -201,7 +206,9 @@ class DiffusionSampler(LightningModule):
             seed=self.options.seed,
         )
         images: list[Any] = [None] * len(requests)
-        for places in batches_of(requests, self.options.batch_size):
+        wanted = [place for place, each in enumerate(requests) if not self._is_left_out(each)]
+        for part in batches_of([requests[place] for place in wanted], self.options.batch_size):
+            places = [wanted[number] for number in part]
             result = self._sample([requests[place] for place in places])
             flags = getattr(result, "nsfw_content_detected", None)
             for number, place in enumerate(places):
@@ -209,6 +216,14 @@ class DiffusionSampler(LightningModule):
                 if flags is not None:
                     requests[place].extra["nsfw_content_detected"] = bool(flags[number])
         return self._prediction(requests, images)
+
+    def _is_left_out(self, request: ImageRequest) -> bool:
+        if request.extra.get("is_filler"):  # of our own data
+            return True
+        if self.leave_out is None:
+            return False
+        told = self._prediction([request], [None])
+        return self.leave_out({name: column[0] for name, column in told.items()})
 
     # --- one batch ------------------------------------------------------------------------------
 
@@ -225,8 +240,16 @@ class DiffusionSampler(LightningModule):
             stack.enter_context(step_bar(pipeline, self._attached_trainer(), self.show_steps))
             stack.enter_context(_plain_dtype())
             stack.enter_context(device_inputs(getattr(pipeline, self._facts.denoiser)))
-            steps = stack.enter_context(on_host(pipeline.scheduler, counter))
+            keeps_numbers = pipeline.scheduler is not self._plain_scheduler
+            steps = stack.enter_context(
+                on_host(pipeline.scheduler, counter, keeps_numbers=keeps_numbers)
+            )
             result = pipeline(**arguments)
+        # To be sure of that, the whole schedule must have been seen.
+        timesteps = getattr(pipeline.scheduler, "timesteps", None)
+        saw_all = timesteps is not None and steps.num_steps >= len(timesteps)
+        if saw_all and steps.numbers is not None and not steps.numbers.num_kept:
+            self._plain_scheduler = pipeline.scheduler
         if counter is not None:
             self._tell_reads(counter, steps.num_steps)
         if getattr(result, "images", None) is None:

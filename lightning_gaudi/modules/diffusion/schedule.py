@@ -38,7 +38,17 @@ _FACTORIES = frozenset({"ones", "zeros", "full", "tensor", "as_tensor"})
 
 
 class HostNumbers(TorchFunctionMode):
-    """While it is active, tensors of no dimension stay on the host and are made there."""
+    """While it is active, tensors of no dimension stay on the host and are made there.
+
+    It costs a few microseconds for each function of PyTorch.
+
+    Attributes:
+        num_kept: How many tensors would have gone to the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_kept = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -46,8 +56,10 @@ class HostNumbers(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "to" and args and _is_host_number(args[0]):
+            self.num_kept += 1
             return _without_device(args[0], args[1:], kwargs)
         if name in _FACTORIES and kwargs.get("device") is not None:
+            self.num_kept += 1
             made = func(*args, **{**kwargs, "device": "cpu"})
             return made if made.dim() == 0 else made.to(kwargs["device"])
         return func(*args, **kwargs)
@@ -68,24 +80,33 @@ def _without_device(number: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @dataclass
 class StepCount:
-    """Counts the steps of a scheduler."""
+    """Counts the steps of a scheduler.
 
+    Attributes:
+        numbers: What they run under.
+        num_steps: How many there were.
+    """
+
+    numbers: HostNumbers | None
     num_steps: int = 0
 
 
 @contextmanager
-def on_host(scheduler: Any, counter: HostReadCounter | None = None) -> Iterator[StepCount]:
+def on_host(
+    scheduler: Any, counter: HostReadCounter | None = None, *, keeps_numbers: bool = True
+) -> Iterator[StepCount]:
     """Keep a scheduler's numbers on the host, and break the lazy graph after each of its steps.
 
     Args:
         scheduler: A scheduler of Diffusers. Instance attributes shadow its methods and are removed
             at the end.
         counter: Counts the host reads of its methods where one is given.
+        keeps_numbers: Whether its steps run under `HostNumbers`; most schedulers' need not.
 
     Yields:
         A count of its steps.
     """
-    steps = StepCount()
+    steps = StepCount(numbers=HostNumbers() if keeps_numbers else None)
     with ExitStack() as stack:
         stack.enter_context(_shadowed(scheduler, "set_timesteps", _with_host_tables))
         for name in _NOISE:
@@ -155,7 +176,8 @@ def _with_host_numbers(
 ) -> Callable[..., Any]:
     def step(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            stack.enter_context(HostNumbers())
+            if steps.numbers is not None:
+                stack.enter_context(steps.numbers)
             if counter is not None:
                 stack.enter_context(counter)
             result = method(*args, **kwargs)
