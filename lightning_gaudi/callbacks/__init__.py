@@ -2,7 +2,14 @@
 
 from lightning_gaudi.callbacks.compile_monitor import CompileMonitor
 from lightning_gaudi.callbacks.graph import HPUGraphCallback
+from lightning_gaudi.callbacks.image_writer import ImageWriter
 from lightning_gaudi.callbacks.prediction_order import PredictionOrder
 from lightning_gaudi.callbacks.prediction_writer import PredictionWriter
 
-__all__ = ["CompileMonitor", "HPUGraphCallback", "PredictionOrder", "PredictionWriter"]
+__all__ = [
+    "CompileMonitor",
+    "HPUGraphCallback",
+    "ImageWriter",
+    "PredictionOrder",
+    "PredictionWriter",
+]

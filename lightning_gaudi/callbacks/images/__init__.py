@@ -1,0 +1,1 @@
+"""Parts of `ImageWriter`: pixels, names, metadata, the folder, its sheet, and the thread."""
