@@ -121,8 +121,16 @@ def test_stock_reads_the_host() -> None:
     assert sum(event.kind == "host_read" for event in events) == 1
 
 
-def test_without_a_mask_the_library_decides() -> None:
-    """Nothing has to be looked at, so no mask is made: the same kernels run, bit for bit."""
+def test_without_a_mask_the_library_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has to be looked at, so no mask is made: the same kernels run."""
+    attention = torch.nn.functional.scaled_dot_product_attention
+    masks = []
+
+    def watched(*args: torch.Tensor, attn_mask: torch.Tensor | None = None, **kwargs: object):
+        masks.append(attn_mask)
+        return attention(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     model = make("bert", "sdpa")
     batch = {"input_ids": IDS.to("hpu")}
     with torch.no_grad():
@@ -132,23 +140,38 @@ def test_without_a_mask_the_library_decides() -> None:
             found = model(**batch).last_hidden_state
     assert not [event for event in events if event.kind == "host_read"]
     assert torch.equal(found.cpu(), expected.cpu())
+    assert masks == [None] * 4  # two layers, twice
 
 
-def test_a_static_cache_is_not_read() -> None:
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+def test_a_static_cache_is_not_read(masked: bool) -> None:
     model = make("llama", "sdpa")
-    assert build_masks_on_device(model)
-    cache = tf.StaticCache(config=model.config, max_cache_len=8)
-    mask = RIGHT.flip(1).to("hpu")
-    with torch.no_grad(), emulator.record() as events:
-        for position in range(3):
-            model(
-                input_ids=IDS[:, position : position + 1].to("hpu"),
-                attention_mask=mask,
-                position_ids=torch.full((3, 1), position).to("hpu"),
+    calls = [IDS[:, :4], IDS[:, 4:5], IDS[:, 5:6]]
+    mask = {"attention_mask": RIGHT.flip(1).to("hpu")} if masked else {}
+
+    def run() -> torch.Tensor:
+        cache = tf.StaticCache(config=model.config, max_cache_len=8)
+        start, logits = 0, []
+        for ids in calls:
+            positions = torch.arange(start, start + ids.shape[1]).expand(3, -1)
+            output = model(
+                input_ids=ids.to("hpu"),
+                position_ids=positions.to("hpu"),
                 past_key_values=cache,
                 use_cache=True,
+                **mask,
             )
+            start += ids.shape[1]
+            logits.append(output.logits)
+        return torch.cat(logits, 1)
+
+    with torch.no_grad():
+        expected = run().cpu()
+        assert build_masks_on_device(model)
+        with emulator.record() as events:
+            found = run()
     assert [event.line for event in events if event.kind == "host_read"] == []
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def test_parts_with_attention_of_their_own_are_named_one_by_one() -> None:
