@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.loops import LENGTHS
+from data.loops import LENGTHS, trainer
+from data.texts import SIZES, classifier, labelled_rows, word_tokenizer, write
 
-from lightning_gaudi.data import BucketBatchSampler
+from lightning_gaudi.data import BucketBatchSampler, TextDataModule
 
 # Lightning starts this script once more for the second rank.
 SCRIPT = """
@@ -20,7 +21,7 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 import torch
 from data.loops import LENGTHS, Notes, loader, rows, trainer
-from data.texts import text, word_tokenizer, write
+from data.texts import SIZES, classifier, labelled_rows, text, word_tokenizer, write
 from lightning_gaudi.callbacks import PredictionOrder
 from lightning_gaudi.data import TextDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -55,7 +56,6 @@ found["rest"] = net.of("fit")
 predict("buckets", loader(drop_last=True))
 predict("buckets_first", loader(), "first")
 predict("buckets_none", loader(), "none")
-predict("workers", loader(num_workers=1))
 predict("stock", DataLoader(rows(), batch_size=2, collate_fn=loader().collate_fn))
 
 for name, lengths in (("no_text", []), ("one_text", [3]), ("texts", LENGTHS)):
@@ -64,6 +64,14 @@ for name, lengths in (("no_text", []), ("one_text", [3]), ("texts", LENGTHS)):
         write(path, [{"text": text(n, i)} for i, n in enumerate(lengths)])
     run.strategy.barrier()
     predict(name, TextDataModule(word_tokenizer(), predict=path, batch_size=2, num_buckets=2))
+
+path = folder / "labels.jsonl"
+if run.global_rank == 0:
+    write(path, labelled_rows())
+run.strategy.barrier()
+(found["metrics"],) = trainer(devices=2).test(
+    classifier(), TextDataModule(word_tokenizer(), test=path, **SIZES), verbose=False
+)
 torch.save(found, folder / f"rank{run.global_rank}.pt")
 """
 
@@ -96,6 +104,10 @@ def planned(rank: int, epoch: int = 0, **options) -> list[list[int]]:
 @pytest.mark.slow
 def test_every_row_once_and_in_order(tmp_path: Path) -> None:
     found = run_two(tmp_path)
+    path = write(tmp_path / "labels.jsonl", labelled_rows())
+    (on_one_card,) = trainer().test(
+        classifier(), TextDataModule(word_tokenizer(), test=path, **SIZES), verbose=False
+    )
     for rank, of_rank in enumerate(found):
         evaluation = planned(rank)
         assert of_rank["fit"] == [b for e in range(2) for b in planned(rank, e, shuffle=True)]
@@ -103,7 +115,7 @@ def test_every_row_once_and_in_order(tmp_path: Path) -> None:
         assert of_rank["validate"] == evaluation * 3
         assert of_rank["test"] == evaluation
         whole = list(enumerate(LENGTHS))
-        for name in ("buckets", "workers", "stock"):
+        for name in ("buckets", "stock"):
             assert of_rank[name] == whole, name
         assert of_rank["buckets_first"] == ([] if rank else whole)
         mine = sorted({i for batch in evaluation for i in batch})
@@ -112,3 +124,4 @@ def test_every_row_once_and_in_order(tmp_path: Path) -> None:
         assert of_rank["texts"] == [(5 + i, n + 2) for i, n in enumerate(LENGTHS)]
         assert of_rank["one_text"] == [(5, 5)]
         assert not of_rank["no_text"]
+        assert of_rank["metrics"] == pytest.approx(on_one_card, rel=1e-6), "a filler was counted"

@@ -1,15 +1,19 @@
-"""A tokenizer of whole words, and files of texts, made in a moment."""
+"""A tokenizer of whole words, files of texts and a tiny classifier, made in a moment."""
 
 from __future__ import annotations
 
 import csv
 import json
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from lightning_gaudi.modules import TransformersModule
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", *[f"w{i}" for i in range(45)]]
 NUM_SPECIAL = 2  # of one text
+SIZES = {"num_buckets": 3, "batch_size": 4}
 
 
 def word_tokenizer(**options):
@@ -68,3 +72,24 @@ def write(path, rows):
     else:
         path.write_text("".join(row["text"] + "\n" for row in rows))
     return path
+
+
+def labelled_rows():
+    """Texts of two classes, in no multiple of a batch."""
+    lengths = [3, 9, 4, 5, 8, 2, 9, 20, 1, 12, 7]
+    return [{"text": text(n, i), "label": i % 3 // 2} for i, n in enumerate(lengths)]
+
+
+def classifier():
+    """A tiny BERT in our module."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    return TransformersModule(BertForSequenceClassification(config))
