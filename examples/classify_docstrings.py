@@ -11,9 +11,7 @@ logistic regression on the embeddings of the model as it was. On a Gaudi machine
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
 import sys
 import time
 from collections import Counter
@@ -26,6 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import lightning as L
 import numpy as np
 import torch
+from docstring_files import Rows, split_docstrings, write_rows
 from docstrings import load_docstrings
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
@@ -48,44 +47,12 @@ SENTENCES = (
     "Format the record and write it to the stream.",
     "Wait until the coroutine is done or the timeout expires.",
 )
-Rows = list[dict[str, str]]
 
 
-def make_rows(num_modules: int, limit: int | None) -> tuple[dict[str, Rows], list[str]]:
-    """Docstrings of the modules that have most, split into train, validate and test.
-
-    Args:
-        num_modules: How many modules, which are the labels.
-        limit: The most docstrings in all; None for all of these modules.
-
-    Returns:
-        The rows of each split, 70, 10 and 20 % of each module's, and the modules' names, sorted.
-    """
-    found = [(doc.name.split(".")[0], doc.text) for doc in load_docstrings()]
-    most = Counter(module for module, _ in found).most_common(num_modules)
-    names = sorted(module for module, _ in most)
-    splits: dict[str, Rows] = {"train": [], "validate": [], "test": []}
-    draw = random.Random(0)
-    for name in names:
-        rows = [{"text": text, "label": name} for module, text in found if module == name]
-        draw.shuffle(rows)
-        if limit is not None:
-            rows = rows[: limit // num_modules]
-        train, validate = round(0.7 * len(rows)), round(0.8 * len(rows))
-        splits["train"] += rows[:train]
-        splits["validate"] += rows[train:validate]
-        splits["test"] += rows[validate:]
-    return splits, names
-
-
-def write_files(splits: dict[str, Rows], folder: Path) -> dict[str, Path]:
-    """Write each split, and the sentences, as JSON lines."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, rows in [*splits.items(), ("predict", [{"text": text} for text in SENTENCES])]:
-        paths[name] = folder / f"{name}.jsonl"
-        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return paths
+def find_modules(number: int) -> list[str]:
+    """The modules of the standard library with most docstrings, sorted."""
+    found = Counter(docstring.name.split(".")[0] for docstring in load_docstrings())
+    return sorted(module for module, _ in found.most_common(number))
 
 
 def make_trainer(folder: Path, callbacks: list[L.Callback], **options: Any) -> L.Trainer:
@@ -152,7 +119,7 @@ def main() -> None:
     """Parse the command line, train, evaluate, compare and predict."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--num-modules", type=int, default=12, help="labels to tell apart")
-    parser.add_argument("--num-texts", type=int, help="the most docstrings; all by default")
+    parser.add_argument("--num-texts", type=int, help="the most docstrings of a module")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -169,8 +136,11 @@ def main() -> None:
 
     L.seed_everything(0, verbose=False)
     console = Console()
-    splits, names = make_rows(given.num_modules, given.num_texts)
-    paths = write_files(splits, given.out / "data")
+    names = find_modules(given.num_modules)
+    splits = split_docstrings(names, given.num_texts)
+    paths = {name: given.out / "data" / f"{name}.jsonl" for name in [*splits, "predict"]}
+    for name, rows in [*splits.items(), ("predict", [{"text": text} for text in SENTENCES])]:
+        write_rows(rows, paths[name])
     sizes = ", ".join(f"{len(rows)} to {split}" for split, rows in splits.items())
     console.print(f"Docstrings of {len(names)} modules: {sizes}.")
 

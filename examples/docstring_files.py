@@ -12,10 +12,13 @@ import argparse
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from docstrings import load_docstrings
 from sentence_search import find_model
+
+Rows = list[dict[str, str]]
 
 # As in classify.yaml.
 MODULES = (
@@ -30,6 +33,37 @@ MODULES = (
 )
 
 
+def split_docstrings(modules: Sequence[str], num_texts: int | None) -> dict[str, Rows]:
+    """Docstrings of some modules with the module as label.
+
+    Args:
+        modules: Top-level modules of the standard library.
+        num_texts: The most docstrings of each module; None for all.
+
+    Returns:
+        Rows of ``text`` and ``label`` by split: 70, 10 and 20 % of each module's docstrings, in a
+        random order that is the same every time.
+    """
+    draw = random.Random(0)
+    splits: dict[str, Rows] = {"train": [], "validate": [], "test": []}
+    found = [(docstring.name.split(".")[0], docstring.text) for docstring in load_docstrings()]
+    for name in modules:
+        rows = [{"text": text, "label": name} for module, text in found if module == name]
+        draw.shuffle(rows)
+        rows = rows[:num_texts]
+        train, validate = round(0.7 * len(rows)), round(0.8 * len(rows))
+        splits["train"] += rows[:train]
+        splits["validate"] += rows[train:validate]
+        splits["test"] += rows[validate:]
+    return splits
+
+
+def write_rows(rows: Rows, path: Path) -> None:
+    """Write rows as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
 def main() -> None:
     """Parse the command line and write the files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -39,22 +73,11 @@ def main() -> None:
     if given.num_texts < 10:
         parser.error(f"--num-texts must be 10 or more, but it is {given.num_texts}")
 
-    given.out.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(find_model(), given.out / "minilm", dirs_exist_ok=True)
-    draw = random.Random(0)
-    splits: dict[str, list[dict[str, str]]] = {"train": [], "validate": [], "test": []}
-    found = [(doc.name.split(".")[0], doc.text) for doc in load_docstrings()]
-    for name in MODULES:
-        rows = [{"text": text, "label": name} for module, text in found if module == name]
-        rows = draw.sample(rows, min(len(rows), given.num_texts))
-        train, validate = round(0.7 * len(rows)), round(0.8 * len(rows))
-        splits["train"] += rows[:train]
-        splits["validate"] += rows[train:validate]
-        splits["test"] += rows[validate:]
-    for split, rows in splits.items():
+    for split, rows in split_docstrings(MODULES, given.num_texts).items():
         path = given.out / f"{split}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        write_rows(rows, path)
         print(f"{path}: {len(rows)} texts")
+    shutil.copytree(find_model(), given.out / "minilm", dirs_exist_ok=True)
     print(f"{given.out / 'minilm'}: the model")
 
 
