@@ -35,8 +35,10 @@ def warmup_calls(
     """
     if warmup == "buckets":
         calls = list(_bucket_calls(trainer, stage))
+        # A module may say what it makes of a batch before it calls a target.
+        own = getattr(trainer.lightning_module, "hpu_graph_arguments", None)
         return {
-            name: [_accepted(forward, name, call) for call in calls]
+            name: [own(name, call) if own else _accepted(forward, name, call) for call in calls]
             for name, forward in forwards.items()
         }
     by_target = _by_target(warmup, forwards)

@@ -1,4 +1,4 @@
-"""Looks at batches on the host, before they move to the device, where looking is cheap."""
+"""What a model takes of a batch, and checks on the host before the batch moves to the device."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Mapping, Set
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_gaudi.modules.heads import Head
 
+_NOT_FOR_FORWARD = ("labels", "start_positions", "end_positions")
 _METADATA = {
     *("id", "ids", "idx", "index", "indices", "row", "rows", "example_id"),
     *("length", "lengths", "offset_mapping", "overflow_to_sample_mapping", "special_tokens_mask"),
@@ -94,6 +96,50 @@ class BatchCheck:
 
 def _keys(batch: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, batch)) or "nothing"
+
+
+def inputs_of(
+    batch: Mapping[str, Any], model: Any, *, accepted: Set[str], writes_text: bool
+) -> dict[str, Any]:
+    """What a model is called with for a batch: what its forward takes, without labels.
+
+    ``input_ids`` without an ``attention_mask`` get one of ones. ``use_cache`` is False, since a
+    cache is for generation. A model that writes another text gets ``decoder_input_ids`` made of
+    ``labels`` where there are none.
+
+    Args:
+        batch: Tensors by name, on any device.
+        model: The model.
+        accepted: What its forward takes.
+        writes_text: Whether it has a decoder that reads another text than its encoder.
+
+    Returns:
+        Arguments by name.
+
+    Raises:
+        ValueError: There is nothing to decode.
+    """
+    inputs = {
+        name: value
+        for name, value in batch.items()
+        if name in accepted and name not in _NOT_FOR_FORWARD
+    }
+    ids = inputs.get("input_ids")
+    if ids is not None and "attention_mask" in accepted and "position_ids" not in inputs:
+        # Without a mask, decoders look on the host whether positions start again in a row.
+        inputs.setdefault("attention_mask", torch.ones_like(ids))
+    if writes_text and "decoder_input_ids" not in inputs:
+        if "labels" not in batch:
+            raise ValueError(
+                "a batch for task='seq2seq-lm' needs 'labels' or 'decoder_input_ids', but it "
+                f"has {_keys(batch)}."
+            )
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(
+            labels=batch["labels"]
+        )
+    if "use_cache" in accepted:
+        inputs.setdefault("use_cache", False)
+    return inputs
 
 
 def arguments_of(model: Any) -> frozenset[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,14 @@ def load_model(
 
     Raises:
         ConfigurationError: There is no such model, it has no such head, or the labels do not fit.
+        ModuleNotFoundError: Transformers is not installed.
     """
+    if importlib.util.find_spec("transformers") is None:
+        raise ModuleNotFoundError(
+            "TransformersModule needs transformers, which is not installed: "
+            'pip install "lightning-gaudi[transformers]"',
+            name="transformers",
+        )
     num_labels = _number_of_labels(task, num_labels, label_names)
     if isinstance(source, torch.nn.Module):
         if arguments:

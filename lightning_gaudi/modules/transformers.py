@@ -15,14 +15,12 @@ from typing_extensions import override
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules import optimization
 from lightning_gaudi.modules.attention import build_masks_on_device
-from lightning_gaudi.modules.batches import BatchCheck, arguments_of, num_tokens_of
+from lightning_gaudi.modules.batches import BatchCheck, arguments_of, inputs_of, num_tokens_of
 from lightning_gaudi.modules.evaluation import StageScores
 from lightning_gaudi.modules.export import export
 from lightning_gaudi.modules.heads import Pooling
 from lightning_gaudi.modules.pretrained import base_model, load_model, rebuildable_config
 from lightning_gaudi.modules.tasks import ProblemType, TaskName, find_task, make_head
-
-_NOT_FOR_FORWARD = ("labels", "start_positions", "end_positions")
 
 
 class TransformersModule(LightningModule):
@@ -183,11 +181,8 @@ class TransformersModule(LightningModule):
     def forward(self, **batch: Any) -> Any:
         """Call the model with what its forward takes of a batch, without labels.
 
-        An ``attention_mask`` of ones is added to ``input_ids`` that have none. Sequence-to-sequence
-        models get ``decoder_input_ids`` made of ``labels`` where there are none.
-
         Args:
-            batch: Tensors by name.
+            batch: Tensors by name; `inputs_of` says what is made of them.
 
         Returns:
             The model's output.
@@ -195,27 +190,16 @@ class TransformersModule(LightningModule):
         Raises:
             ValueError: A sequence-to-sequence model has nothing to decode.
         """
-        inputs = {
-            name: value
-            for name, value in batch.items()
-            if name in self._accepted and name not in _NOT_FOR_FORWARD
-        }
-        ids = inputs.get("input_ids")
-        if ids is not None and "attention_mask" in self._accepted and "position_ids" not in inputs:
-            # Without a mask, decoders look on the host whether positions start again in a row.
-            inputs.setdefault("attention_mask", torch.ones_like(ids))
-        if self.task == "seq2seq-lm" and "decoder_input_ids" not in inputs:
-            if "labels" not in batch:
-                raise ValueError(
-                    "a batch for task='seq2seq-lm' needs 'labels' or 'decoder_input_ids', but it "
-                    f"has {', '.join(map(repr, batch))}."
-                )
-            inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(
-                labels=batch["labels"]
-            )
-        if "use_cache" in self._accepted:
-            inputs.setdefault("use_cache", False)
-        return self.model(**inputs)
+        return self.model(**self._inputs_of(batch))
+
+    def hpu_graph_arguments(self, target: str, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model is called with for a batch, for `HPUGraphCallback(warmup="buckets")`."""
+        return self._inputs_of(batch)
+
+    def _inputs_of(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return inputs_of(
+            batch, self.model, accepted=self._accepted, writes_text=self.task == "seq2seq-lm"
+        )
 
     @override
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:

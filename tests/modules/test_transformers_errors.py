@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -212,3 +213,9 @@ def test_what_the_forward_does_not_take_is_left_out_and_said_once() -> None:
     with pytest.warns(UserWarning, match="takes no 'token_types_ids', so it is left out") as said:
         training.trainer().predict(module, DataLoader([misspelt] * 3, batch_size=None))
     assert sum("token_types_ids" in str(w.message) for w in said) == 1
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install \"lightning-gaudi\[transformers\]"):
+        TransformersModule(BERT_DICT)

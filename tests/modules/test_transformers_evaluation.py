@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lightning_gaudi import HPUGraphCallback
+from lightning_gaudi.data import BucketBatchSampler, BucketCollator
 
 pytestmark = training.IGNORED_WARNINGS
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -134,3 +135,25 @@ def test_validation_may_be_a_models_best() -> None:
     data = batches("classes", 2)
     trainer.fit(make("classes"), loader(data), loader(data))
     assert trainer.current_epoch == 2
+
+
+@pytest.mark.parametrize("name", ["classes", "gpt2", "t5"])
+def test_buckets_are_captured_ahead(name: str) -> None:
+    """The graphs of ``warmup="buckets"`` are those that the steps need."""
+    lengths = [3, 8, 5, 8, 4, 2, 7, 8]
+    data = [
+        {key: [5 + i % 3] * n for key in ("input_ids", "labels")} for i, n in enumerate(lengths)
+    ]
+    if name == "classes":
+        data = [{**row, "labels": i % 3} for i, row in enumerate(data)]
+    loader = DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_sampler=BucketBatchSampler(lengths, [5, 8], 2),
+        collate_fn=BucketCollator([5, 8], pad_token_id=0),
+    )
+    graphs = HPUGraphCallback(warmup="buckets")
+    module = make(name).eval()
+    (found,) = training.trainer(callbacks=[graphs]).validate(module, loader, verbose=False)
+    assert (graphs.stats.captures, graphs.stats.replays) == (2, 4)
+    (expected,) = training.trainer().validate(module, loader, verbose=False)
+    assert found == pytest.approx(expected, rel=1e-5)
