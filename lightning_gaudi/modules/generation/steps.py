@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.generation.sampling import choose
 from lightning_gaudi.modules.generation.settings import GenerationSettings
 from lightning_gaudi.modules.generation.state import GenerationState
@@ -93,9 +94,17 @@ class Prefill(GenerationStep):
             attention_mask: 1 for tokens and 0 for padding, of the same shape, int64.
             has_ended: Rows that are not asked for, of shape (B,), bool.
             uniform: Random numbers of shape (B, N), float32, to sample with.
+
+        Raises:
+            ConfigurationError: There is no room for a batch yet.
         """
         state = self.state
         cache: Any = state.cache
+        if cache is None:
+            raise ConfigurationError(
+                "there is no cache yet to read prompts into: the first batch makes it, and its "
+                "calls are captured. Leave warmup out of HPUGraphCallback for TextGenerationModule."
+            )
         cache.reset()  # zeroed, so that nothing infinite of an earlier batch stays behind
         to_come = torch.ones_like(state.mask[:, input_ids.shape[1] :])
         state.mask.copy_(torch.cat([attention_mask, to_come], 1))

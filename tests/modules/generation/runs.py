@@ -10,9 +10,10 @@ from lightning_gaudi.modules.generation import TextGenerationModule
 
 
 def trainer(*callbacks, **kwargs):
+    if "strategy" not in kwargs:
+        kwargs["strategy"] = GaudiStrategy()
     kwargs = {
         "accelerator": "hpu",
-        "strategy": GaudiStrategy(),
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

@@ -10,6 +10,7 @@ from modules.generation.runs import predict, rows_of, trainer
 from torch.utils.data import DataLoader
 
 from lightning_gaudi import HPUGraphCallback, emulator
+from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.generation import TextGenerationModule
 from lightning_gaudi.runtime import metrics
 
@@ -141,6 +142,18 @@ def test_options_of_the_callback(options):
     found = trainer(graphs).predict(module, DataLoader([batch_of(prompts)] * 2, batch_size=None))
     assert rows_of(found) == stock_tokens(model, prompts, NUM_TOKENS) * 2
     assert (graphs.stats.captures, graphs.stats.eager_calls) == (2, 0)
+
+
+def test_a_warmup_before_there_is_a_cache():
+    graphs = HPUGraphCallback(
+        targets="prefill",
+        warmup=[[[4, 16, "int64"], [4, 16, "int64"], [4, "bool"]]],
+    )
+    loader = DataLoader([batch_of(make_prompts(LENGTHS))], batch_size=None)
+    with pytest.raises(
+        ConfigurationError, match=r"no cache yet to read prompts into.*Leave warmup"
+    ):
+        trainer(graphs).predict(module_of(), loader)
 
 
 def test_a_poisoned_cache_does_not_reach_the_next_batch():
