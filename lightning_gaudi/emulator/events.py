@@ -43,6 +43,8 @@ class Event:
         detail: More where there is more to say: the shapes that a compilation was for.
         library: The library's line, where no line of the user asked for it (a Trainer's progress
             bar, its optimizer step); else empty.
+        via: The innermost line of a library that the user's line called, and that did it; else
+            empty.
         reason: Why a compilation was needed, in a record that asks for reasons.
     """
 
@@ -51,6 +53,7 @@ class Event:
     line: str
     detail: str = ""
     library: str = ""
+    via: str = ""
     reason: Reason | None = None
 
 
@@ -79,6 +82,7 @@ def emit(kind: EventKind, cause: str, detail: str = "", reason: Reason | None = 
             line=place.line,
             detail=detail,
             library=place.library,
+            via=place.via,
             reason=reason,
         )
         for record_ in _records:

@@ -42,10 +42,13 @@ class Place(NamedTuple):
     Attributes:
         line: The user's line; without one, the innermost library line.
         library: The innermost library line where no line of the user asked for it; else empty.
+        via: Where a line of the user did, the innermost line of the library that it called; else
+            empty.
     """
 
     line: str
     library: str
+    via: str = ""
 
 
 RawPlace = tuple[str, int, str, int, bool]
@@ -110,7 +113,8 @@ def spell(raw: RawPlace) -> Place:
     user_file, user_number, library_file, library_number, is_in_loop = raw
     library = f"{library_file}:{library_number}" if library_file else ""
     if user_file:
-        return Place(f"{user_file}:{user_number}", library if is_in_loop else "")
+        line = f"{user_file}:{user_number}"
+        return Place(line, library, "") if is_in_loop else Place(line, "", library)
     return Place(library or "<unknown>", library)
 
 

@@ -162,7 +162,9 @@ class HostReadMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, kind: EventKind, cause: str) -> None:
         place = spell(locate())
-        self.events.append(Event(kind=kind, cause=cause, line=place.line, library=place.library))
+        self.events.append(
+            Event(kind=kind, cause=cause, line=place.line, library=place.library, via=place.via)
+        )
 
     def _watched(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         """A method of tensors that reads the device, noted as one read."""

@@ -320,6 +320,7 @@ def test_paths_are_short(monkeypatch, tmp_path):
         (("host_read", "", "nonzero", []), "masked_fill"),
         (("host_read", "", "indexing with a mask", []), "masked_fill"),
         (("host_read", "", "print or repr", []), "Printing"),
+        (("host_read", "", "masked_select", []), "masked_fill"),
         (("host_copy", "", ".cpu()", []), "copy once for many steps"),
         (("cpu_fallback", "", "_linalg_eigh", []), "PT_HPU_PLACE_ON_CPU"),
     ],
@@ -327,6 +328,18 @@ def test_paths_are_short(monkeypatch, tmp_path):
 def test_each_cause_has_a_remedy(arguments, text):
     kind, reason, cause, shapes = arguments
     assert text in remedy_for(kind, reason, cause, False, "/me/train.py:1", shapes)
+
+
+def test_what_a_line_did_through_a_library_names_both():
+    via = "/env/site-packages/transformers/masking_utils.py:7"
+    event = Event(kind="host_read", cause="_local_scalar_dense", line="/me/train.py:3", via=via)
+    books = Ledger(warmup_steps=0)
+    books.add_step("fit", taken(event, event, read_event("/me/train.py:3")))
+    (finding,) = books.worst("host_read")
+    assert finding.describe().endswith(
+        "train.py:3 .item() 3 times: in transformers/masking_utils.py:7"
+    )
+    assert "build_masks_on_device" in finding.remedy
 
 
 @pytest.mark.parametrize(

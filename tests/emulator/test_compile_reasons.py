@@ -244,9 +244,9 @@ def test_inputs_refilled_in_one_op_are_named_too():
 
 def test_lines_of_a_users_own_code_and_of_none():
     assert spell(locate()).line == f"{__file__}:{inspect.currentframe().f_lineno}"
-    assert spell(("", 0, "lib.py", 3, False)) == ("lib.py:3", "lib.py:3")
-    assert spell(("me.py", 1, "lib.py", 3, False)) == ("me.py:1", "")
-    assert spell(("me.py", 1, "lib.py", 3, True)) == ("me.py:1", "lib.py:3")
+    assert spell(("", 0, "lib.py", 3, False)) == ("lib.py:3", "lib.py:3", "")
+    assert spell(("me.py", 1, "lib.py", 3, False)) == ("me.py:1", "", "lib.py:3")
+    assert spell(("me.py", 1, "lib.py", 3, True)) == ("me.py:1", "lib.py:3", "")
 
 
 @pytest.mark.slow

@@ -90,6 +90,7 @@ class Finding:
         num_late: How often after the warm-up, in steps: what budgets count.
         texts: Differences in words, the first few.
         shapes: Of compilations for new shapes: (now, before), the first few.
+        via: The line of a library that the source line called, and that did it; else empty.
         steps: In which steps, ``"fit 12"``, the first few; ``"fit"`` for between steps.
     """
 
@@ -103,6 +104,7 @@ class Finding:
     texts: list[str] = field(default_factory=list)
     shapes: list[tuple[str, str]] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    via: str = ""
 
     @property
     def place(self) -> str:
@@ -115,7 +117,7 @@ class Finding:
     def remedy(self) -> str:
         """What to change."""
         return remedies.remedy_for(
-            self.kind, self.reason, self.cause, self.is_library, self.line, self.shapes
+            self.kind, self.reason, self.cause, self.is_library, self.via or self.line, self.shapes
         )
 
     def describe(self, count: int | None = None) -> str:
@@ -132,6 +134,7 @@ class Finding:
         if step not in self.steps and len(self.steps) < _MAX_STEPS:
             self.steps.append(step)
         if event.reason is None:
+            self._note_via(event.via)
             return
         text = event.reason.text
         if text not in self.texts and len(self.texts) < _MAX_TEXTS:
@@ -140,6 +143,12 @@ class Finding:
             pair = (change.now, change.before)
             if pair not in self.shapes and len(self.shapes) < _MAX_STEPS:
                 self.shapes.append(pair)
+
+    def _note_via(self, via: str) -> None:
+        text = f"in {short_path(via)}"
+        if via and text not in self.texts and len(self.texts) < _MAX_TEXTS:
+            self.via = self.via or via
+            self.texts.append(text)
 
 
 Key = tuple[str, str, bool, str, str]

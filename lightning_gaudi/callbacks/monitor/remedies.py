@@ -62,6 +62,11 @@ _UNKNOWN = (
     "A card does not say why. Run the same script on the emulated HPU "
     "(LIGHTNING_GAUDI_EMULATOR=1), which names the line and the difference."
 )
+_MASKS = (
+    "Transformers looks at the attention mask on the host. TransformersModule in "
+    "lightning_gaudi.modules builds masks on the device, and so does any model after "
+    "build_masks_on_device(model) from lightning_gaudi.modules.attention."
+)
 _SHAPE_READS = (
     "nonzero",
     "argwhere",
@@ -90,7 +95,7 @@ def remedy_for(
         reason: The kind of reason of a compilation.
         cause: The op or call.
         is_library: Whether a library did it on its own.
-        line: The source line.
+        line: The line that did it, of a library perhaps.
         shapes: Shapes that were new, with those before.
     """
     if kind == "compilation":
@@ -104,6 +109,8 @@ def remedy_for(
         return _PREDICTIONS if is_loop else _COPY
     if is_library:
         return _PROGRESS_BAR if "/lightning/" in line.replace("\\", "/") else _LIBRARY
+    if "/transformers/" in line.replace("\\", "/") and "mask" in line:
+        return _MASKS
     if cause.startswith("print"):
         return _PRINT
     return _SHAPE if cause.split(".")[0].startswith(_SHAPE_READS) else _VALUE
