@@ -213,6 +213,33 @@ def _name_labels(config: PretrainedConfig, label_names: Sequence[str] | None) ->
         config.label2id = {name: i for i, name in config.id2label.items()}
 
 
+def take_label_names(config: PretrainedConfig, names: Sequence[str]) -> bool:
+    """Give a model the data's names of labels, where it has none of its own.
+
+    Args:
+        config: The model's config.
+        names: The names that the data has, in the order of their numbers.
+
+    Returns:
+        Whether the config was changed.
+
+    Raises:
+        ConfigurationError: The model has another number of labels, or other names for them.
+    """
+    own = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    if own == list(names):
+        return False
+    has_names = own != [f"LABEL_{i}" for i in range(len(own))]
+    if has_names or len(own) != len(names):
+        raise ConfigurationError(
+            f"the data's labels are {list(names)}, but the model's are {own}: what is number 0 for "
+            f"one would be another for the other. Give TransformersModule label_names={list(names)}"
+            f", or the data module label_names={own}."
+        )
+    _name_labels(config, names)
+    return True
+
+
 def _set_problem_type(config: PretrainedConfig, task: Task, asked: str | None) -> None:
     found = problem_type_of(task, config, asked)
     if found is not None:

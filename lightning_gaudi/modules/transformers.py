@@ -19,7 +19,12 @@ from lightning_gaudi.modules.batches import BatchCheck, arguments_of, inputs_of,
 from lightning_gaudi.modules.evaluation import StageScores
 from lightning_gaudi.modules.export import export
 from lightning_gaudi.modules.heads import Pooling
-from lightning_gaudi.modules.pretrained import base_model, load_model, rebuildable_config
+from lightning_gaudi.modules.pretrained import (
+    base_model,
+    load_model,
+    rebuildable_config,
+    take_label_names,
+)
 from lightning_gaudi.modules.tasks import ProblemType, TaskName, find_task, make_head
 
 
@@ -49,7 +54,8 @@ class TransformersModule(LightningModule):
             ``"question-answering"``, ``"masked-lm"``, ``"causal-lm"``, ``"seq2seq-lm"``,
             ``"image-classification"`` or ``"feature-extraction"``, which predicts only.
         num_labels: How many labels the head tells apart; what the config says by default.
-        label_names: Their names in order, kept in checkpoints and exports.
+        label_names: Their names in order, kept in checkpoints and exports. By default those of a
+            data module that has ``label_names``.
         problem_type: For texts and images: one class a row (the default), labels that may hold
             together, or numbers (the default for one label).
         learning_rate: The highest learning rate.
@@ -116,9 +122,7 @@ class TransformersModule(LightningModule):
         ).train()
         # Not as it was given: a checkpoint has its weights, and must not need the directory again.
         self.save_hyperparameters(ignore=["model", "tokenizer", "model_arguments"])
-        config = rebuildable_config(base_model(self.model), self._task)
-        if config is not None:
-            self.save_hyperparameters({"model": config})
+        self._save_config()
         if isinstance(tokenizer, (str, os.PathLike)):
             self.save_hyperparameters({"tokenizer": os.fspath(tokenizer)})
         self.label_smoothing = label_smoothing
@@ -150,6 +154,11 @@ class TransformersModule(LightningModule):
             str(base_model(self.model).main_input_name),
             num_tokens_of(base_model(self.model)),
         )
+
+    def _save_config(self) -> None:
+        config = rebuildable_config(base_model(self.model), self._task)
+        if config is not None:
+            self.save_hyperparameters({"model": config})
 
     @property
     def task(self) -> str:
@@ -267,11 +276,15 @@ class TransformersModule(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Check that the task has what the stage needs.
+        """Check that the task has what the stage needs, and take the data module's label names.
 
         Raises:
-            ConfigurationError: It has no loss, and is to be trained or evaluated.
+            ConfigurationError: It has no loss, and is to be trained or evaluated; or the data has
+                other labels.
         """
+        names = getattr(getattr(self.trainer, "datamodule", None), "label_names", None)
+        if self._task.has_labels and names and take_label_names(self.model.config, names):
+            self._save_config()
         # True, and nothing to worry about: a datamodule seldom has that hook.
         warnings.filterwarnings(
             "ignore", "You have overridden `on_before_batch_transfer` in `LightningModule` but"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import training
@@ -12,6 +13,7 @@ from modules.tasks_cases import BERT, CASES, batches, config_of, make
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules import TransformersModule
 
 pytestmark = training.IGNORED_WARNINGS
@@ -81,6 +83,36 @@ def test_names_of_labels_are_kept(tmp_path) -> None:
     assert make("masked-lm").label_names == []
 
 
+class Data(L.LightningDataModule):
+    def __init__(self, label_names: list[str]) -> None:
+        super().__init__()
+        self.label_names = label_names
+
+    def train_dataloader(self) -> Any:
+        return loader(batches("classes"))
+
+
+def test_names_of_the_data_are_taken(tmp_path) -> None:
+    module = make("classes")
+    trainer = training.trainer(max_epochs=1)
+    trainer.fit(module, Data(NAMES))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert TransformersModule.load_from_checkpoint(tmp_path / "last.ckpt").label_names == NAMES
+    trainer.fit(module, Data(NAMES))  # the same names again
+    assert module.name_labels(torch.tensor(1)) == "spam"
+
+
+@pytest.mark.parametrize(
+    ("own", "names"),
+    [(None, ["ham", "spam"]), (NAMES, NAMES[::-1])],
+    ids=["number", "order"],
+)
+def test_names_of_the_data_that_are_others(own: list[str] | None, names: list[str]) -> None:
+    module = make("classes", **({"label_names": own} if own else {}))
+    with pytest.raises(ConfigurationError, match=r"the data's labels are \['.*but the model's are"):
+        training.trainer(max_epochs=1).fit(module, Data(names))
+
+
 @pytest.mark.parametrize("source", ["dict", "config", "model", "path"])
 def test_checkpoints_need_nothing_else(source: str, tmp_path) -> None:
     config = tf.BertConfig(**BERT, num_labels=3)
@@ -147,7 +179,7 @@ def test_a_run_goes_on_where_it_stopped(optimizer: str, tmp_path) -> None:
 
     whole = fit()
 
-    class Stop(training.L.Callback):
+    class Stop(L.Callback):
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             if trainer.current_epoch == 1:
                 trainer.save_checkpoint(tmp_path / "half.ckpt")
