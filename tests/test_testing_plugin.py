@@ -141,12 +141,18 @@ def test_passing_failing_and_unmarked(pytester):
             add(2).tolist()
             raise KeyError("its own")
 
+        @pytest.mark.hpu_budget(host_reads=0)
+        def test_has_a_monitor():
+            from lightning_gaudi.errors import BudgetExceededError
+            raise BudgetExceededError("a monitor's")
+
         def test_unmarked():
             assert add(2).sum().item() == 12
         """,
     )
-    result.assert_outcomes(passed=2, failed=2)
+    result.assert_outcomes(passed=2, failed=3)
     output = result.stdout.str()
+    assert "E       lightning_gaudi.errors.BudgetExceededError: a monitor's" in output
     assert "hpu_budget(compilations=1) is exceeded: 3 compilations in this test." in output
     assert "[3, 3]:float32, before [2, 3]:float32" in output
     assert "KeyError: 'its own'" in output
