@@ -293,7 +293,7 @@ def _fingerprint(module: LightningModule, checkpoint: str | Path | None) -> str:
         if Path(checkpoint).is_file():
             digest.update(str(Path(checkpoint).stat().st_mtime_ns).encode())
     for name, value in module.state_dict().items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not value.is_meta:
             first = value.detach().flatten()[:16].cpu()
             numbers = first.float() if first.is_floating_point() else first
             digest.update(f"{name} {tuple(value.shape)}".encode())

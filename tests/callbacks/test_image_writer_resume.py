@@ -26,7 +26,7 @@ from lightning_gaudi.modules.diffusion import DiffusionSampler
 pytestmark = [pytest.mark.filterwarnings(each) for each in FROM_NUMPY]
 
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": str(Path(__file__).parent.parent),
+    "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{Path(__file__).parent.parent}",
     "OMP_NUM_THREADS": "1",
 }
 
