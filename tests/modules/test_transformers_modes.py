@@ -97,6 +97,35 @@ for mode in ("eager", "compile"):
     assert numbers[3] == pytest.approx([12.0])
 
 
+@pytest.mark.slow
+def test_cards_have_a_kernel_for_all_of_it(run_python) -> None:
+    """Strict: no op without a kernel on the card, and 32 bits."""
+    code = """
+from torch.utils.data import DataLoader
+from lightning_gaudi import HPUGraphCallback
+import training
+from modules.tasks_cases import batches, config_of, make
+from lightning_gaudi.modules import TransformersModule
+
+for name in ("classes", "multilabel", "numbers", "token-classes", "spans", "llama", "t5"):
+    loader = DataLoader(batches(name, 2), batch_size=None)
+    module = make(name, warmup_steps=2)
+    trainer = training.trainer(max_epochs=1, callbacks=[HPUGraphCallback()], gradient_clip_val=1.0)
+    trainer.fit(module, loader, loader)
+    trainer.predict(module, loader)
+    print("ran", name)
+loader = DataLoader(batches("classes", 1), batch_size=None)
+for pooling in ("mean", "cls", "last"):
+    module = TransformersModule(
+        config_of("classes"), "feature-extraction", pooling=pooling, normalize=True
+    )
+    training.trainer().predict(module, loader)
+    print("ran", pooling)
+"""
+    lines = run_python(HELPERS + code, LIGHTNING_GAUDI_EMULATOR_STRICT="1").stdout.splitlines()
+    assert sum(line.startswith("ran ") for line in lines) == 10
+
+
 def test_on_the_cpu_too() -> None:
     """The module is no HPU's alone: stock Lightning runs it as it is."""
     data = batches("classes", 3)
