@@ -9,7 +9,7 @@ import pytest
 import torch
 import training
 import transformers as tf
-from modules.tasks_cases import BERT, CASES, batches, config_of, make
+from modules.tasks_cases import BERT, CASES, T5, batches, config_of, make
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -152,6 +152,12 @@ def test_a_class_of_ones_own_is_given_again(tmp_path) -> None:
     assert type(loaded.model) is Mine
     for key, value in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[key].cpu(), value.cpu())
+
+
+def test_a_class_that_is_not_the_first_of_its_type_is_given_again() -> None:
+    """AutoModel would make another one of the same config."""
+    module = TransformersModule(tf.T5EncoderModel(tf.T5Config(**T5)), "feature-extraction")
+    assert "model" not in module.hparams
 
 
 def test_a_subclass_with_arguments_of_its_own(tmp_path) -> None:
