@@ -131,6 +131,17 @@ def test_a_negative_prompt_for_rows_without():
     assert_images(sampled(noisy(batch_size=2, negative_prompt="bad"), rows), images, 1e-4)
 
 
+def test_rows_with_and_without_a_negative_prompt():
+    rows = [{"prompt": PROMPTS[0]}, {"prompt": PROMPTS[1], "negative_prompt": "blurry"}]
+    images = [
+        expected(2, PROMPTS[:2])[0],
+        expected(2, PROMPTS[:2], negative_prompt=["", "blurry"])[1],
+    ]
+    module = noisy(batch_size=2)
+    assert_images(sampled(module, rows), np.stack(images), 1e-4)
+    assert module.stats.batches == 2
+
+
 def test_forms_of_a_batch():
     rows = [{"prompt": "a"}, {"prompt": "b"}]
     assert rows_of(["a", "b"]) == rows
@@ -267,10 +278,13 @@ def test_an_iterable_dataset_counts():
         def __iter__(self):
             return iter(PROMPTS[:3])
 
-    found = trainer().predict(noisy(batch_size=2), DataLoader(Endless(), batch_size=2))
-    assert [index for batch in found for index in batch["index"]] == [0, 1, 2]
-    images = np.stack([image for batch in found for image in batch["images"]])
-    assert_images(images, expected(3, PROMPTS[:3]), 1e-4)
+    module = noisy(batch_size=2)
+    for _ in range(2):
+        loaders = [DataLoader(Endless(), batch_size=2) for _ in range(2)]
+        for found in trainer().predict(module, loaders):
+            assert [index for batch in found for index in batch["index"]] == [0, 1, 2]
+            images = np.stack([image for batch in found for image in batch["images"]])
+            assert_images(images, expected(3, PROMPTS[:3]), 1e-4)
 
 
 def test_the_sampler_is_a_module_of_the_pipelines_parts(tmp_path):

@@ -158,6 +158,20 @@ def test_bfloat16(make):
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_bfloat16_leaves_numbers_of_the_pipeline_in_float32():
+    """The guidance embedding is made of a number that bfloat16 would round to 2.297."""
+
+    def make():
+        pipe = stable_diffusion(time_cond_proj_dim=8)
+        torch.nn.init.normal_(pipe.unet.time_embedding.cond_proj.weight, std=5.0)
+        return pipe
+
+    images = stock(make().to(torch.bfloat16), 2, prompt=PROMPTS[:2], guidance_scale=3.3)
+    module = sampler(make(), batch_size=2, guidance_scale=3.3)
+    found = sampled(module, PROMPTS[:2], graphs(), precision="bf16-true")
+    assert_images(found, images, 1e-2)
+
+
 def test_mixed_precision():
     images = stock(stable_diffusion(), 2, prompt=PROMPTS[:2])
     callback = graphs()
@@ -266,3 +280,18 @@ def test_the_loader_is_not_moved_to_the_device():
     module.predict_step = lambda batch, batch_idx: seen.append(batch) or step(["a cat"])
     trainer().predict(module, DataLoader([{"image": torch.ones(3)}], batch_size=1))
     assert seen[0]["image"].device.type == "cpu"
+
+
+def test_a_run_that_failed_is_not_timed_on():
+    class Failing(Callback):
+        def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, loader=0):
+            if batch_idx == 1:
+                raise KeyError("stop")
+
+    module = sampler(unconditional(), batch_size=2)
+    with pytest.raises(KeyError, match="stop"):
+        predict(module, range(6), Failing(), loader_batch=2)
+    time.sleep(0.5)
+    predict(module, range(4), loader_batch=2)
+    assert 0 < module.stats.seconds < 0.5
+    assert module.stats.timed_images == 2
