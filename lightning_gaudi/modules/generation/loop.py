@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -28,7 +27,7 @@ class GenerationLoop:
         model: The model.
         settings: How tokens are chosen.
         eos_token_ids: Tokens that end a row.
-        pad_token_id: What prompts and rows that have ended are filled with.
+        pad_token_id: What prompts are padded with.
 
     Attributes:
         state: What the steps write.
@@ -49,8 +48,8 @@ class GenerationLoop:
         self._eos_token_ids = eos_token_ids
         self._pad_token_id = pad_token_id
         self.state = GenerationState()
-        self.prefill = Prefill(model, self.state, settings, pad_token_id)
-        self.decode = Decode(model, self.state, settings, pad_token_id)
+        self.prefill = Prefill(model, self.state, settings)
+        self.decode = Decode(model, self.state, settings)
         self.stats = GenerationStats()
         # Kinds of steps that have run since the state was made: a bucket, or 0 for decoding.
         self._seen: set[int] = set()
@@ -104,13 +103,15 @@ class GenerationLoop:
     def _arguments(
         self, token_ids: Sequence[Sequence[int]], seeds: Sequence[int], bucket: int
     ) -> list[Tensor]:
-        """A prefill's arguments on the device, filled up by repeating the last row (CARD.md 7)."""
+        """A prefill's arguments on the device.
+
+        Missing rows repeat the last one (CARD.md 7), so that they end when it ends.
+        """
         missing = self.state.batch_size - len(token_ids)
         filled = [*token_ids, *[token_ids[-1]] * missing]
-        has_ended = torch.tensor([False] * len(token_ids) + [True] * missing)
-        arguments = [*align_left_padded(filled, bucket, self._pad_token_id), has_ended]
+        arguments = [*align_left_padded(filled, bucket, self._pad_token_id)]
         if self._settings.do_sample:
-            numbers = uniforms([*seeds, *[0] * missing], self._settings.max_new_tokens)
+            numbers = uniforms([*seeds, *[seeds[-1]] * missing], self._settings.max_new_tokens)
             arguments.append(numbers)
         return [tensor.to(self._model.device) for tensor in arguments]
 

@@ -34,7 +34,7 @@ class GenerationState(nn.Module):
             are 1 from the start, since the causal mask hides what is still to come.
         position: Of the token to come, counted without padding, of shape (B, 1), int64.
         token: The latest token of each row, of shape (B, 1), int64.
-        token_ids: All new tokens, of shape (B, N), int64; padding where a row has ended.
+        token_ids: All new tokens, of shape (B, N), int64; behind a row's end nothing of meaning.
         num_tokens: How many of them there are, of shape (1,), int64.
         has_ended: Whether a row has ended, of shape (B,), bool.
         uniform: Random numbers, of shape (B, N), float32; nothing where tokens are not sampled.

@@ -27,7 +27,6 @@ class GenerationStep(nn.Module):
         model: The model.
         state: What the steps write; allocated before a call.
         settings: How tokens are chosen.
-        pad_token_id: What a row that has ended is filled with.
 
     Attributes:
         num_captures: How often the forward was captured as a graph.
@@ -38,13 +37,11 @@ class GenerationStep(nn.Module):
         model: PreTrainedModel,
         state: GenerationState,
         settings: GenerationSettings,
-        pad_token_id: int,
     ) -> None:
         super().__init__()
         self.model = model
         self.state = state
         self.settings = settings
-        self.pad_token_id = pad_token_id
         self.num_captures = 0
 
     def _next_logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
@@ -69,7 +66,6 @@ class GenerationStep(nn.Module):
         if self.settings.do_sample:
             uniform = state.uniform.index_select(1, state.num_tokens)[:, 0]
         token = choose(logits, self.settings, uniform)
-        token = token.masked_fill(state.has_ended, self.pad_token_id)
         ends = (token[:, None] == state.eos_token_ids).any(-1)
         state.has_ended.copy_(state.has_ended | ends)
         state.token.copy_(token[:, None])
@@ -84,7 +80,6 @@ class Prefill(GenerationStep):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        has_ended: Tensor,
         uniform: Tensor | None = None,
     ) -> None:
         """Begin a batch.
@@ -92,7 +87,6 @@ class Prefill(GenerationStep):
         Args:
             input_ids: Prompts, padded on the left, of shape (B, bucket), int64.
             attention_mask: 1 for tokens and 0 for padding, of the same shape, int64.
-            has_ended: Rows that are not asked for, of shape (B,), bool.
             uniform: Random numbers of shape (B, N), float32, to sample with.
 
         Raises:
@@ -109,8 +103,7 @@ class Prefill(GenerationStep):
         to_come = torch.ones_like(state.mask[:, input_ids.shape[1] :])
         state.mask.copy_(torch.cat([attention_mask, to_come], 1))
         state.position.copy_(attention_mask.sum(1, keepdim=True))
-        state.has_ended.copy_(has_ended)
-        state.token_ids.fill_(self.pad_token_id)
+        state.has_ended.zero_()
         state.num_tokens.zero_()
         if uniform is not None:
             state.uniform.copy_(uniform)

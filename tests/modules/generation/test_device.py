@@ -70,6 +70,18 @@ def test_fillers_do_not_hold_the_loop_up():
     assert module.stats.num_tokens == len(rows[shortest])
 
 
+def test_sampled_fillers_end_with_the_row_that_they_repeat():
+    model, prompts = make_model(), make_prompts((5, 12, 3, 9, 7, 11, 2))
+    options = {"do_sample": True, "eos_check_every": 1}
+    alone = on_device(module_of(model, batch_size=1, **options))
+    rows = alone.predict_step(batch_of(prompts))["token_ids"]
+    assert min(map(len, rows)) < NUM_TOKENS
+    for prompt, row in zip(prompts, rows, strict=True):
+        filled = on_device(module_of(model, batch_size=3, **options))
+        assert filled.predict_step(batch_of([prompt]))["token_ids"] == [row]
+        assert filled.stats.num_steps == len(row)
+
+
 def test_a_mark_after_each_step_op_by_op():
     module = on_device(module_of())
     batch = batch_of(make_prompts(LENGTHS))
@@ -147,7 +159,7 @@ def test_options_of_the_callback(options):
 def test_a_warmup_before_there_is_a_cache():
     graphs = HPUGraphCallback(
         targets="prefill",
-        warmup=[[[4, 16, "int64"], [4, 16, "int64"], [4, "bool"]]],
+        warmup=[[[4, 16, "int64"], [4, 16, "int64"]]],
     )
     loader = DataLoader([batch_of(make_prompts(LENGTHS))], batch_size=None)
     with pytest.raises(

@@ -21,7 +21,7 @@ def settings(**options):
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [None, 1, 5, 100])
-@pytest.mark.parametrize("top_p", [None, 0.05, 0.7, 1.0])
+@pytest.mark.parametrize("top_p", [None, 1e-9, 0.05, 0.7, 1.0])
 def test_filters_against_transformers(temperature, top_k, top_p):
     scores = torch.randn(6, 40) * 3
     scores[:, 7] = scores[:, 11]  # a tie
