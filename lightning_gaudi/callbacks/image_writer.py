@@ -164,13 +164,15 @@ class ImageWriter(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Write what was made before the run failed or was stopped."""
-        self._stop()
+        """Write what was made before the run failed or was stopped, and end the thread.
 
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave no thread behind."""
-        self._stop()
+        An error in writing is a warning here, so that it does not hide the one that stopped it.
+        """
+        self._detach()
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            warnings.warn(str(error), stacklevel=2)
 
     # --- what is there --------------------------------------------------------------------------
 
@@ -234,14 +236,6 @@ class ImageWriter(Callback):
             self.num_written += 1
 
         self._writer.submit(write)
-
-    def _stop(self) -> None:
-        """Write what waits. An error does not hide the one that stopped the run."""
-        self._detach()
-        try:
-            self._writer.close()
-        except RuntimeError as error:
-            warnings.warn(str(error), stacklevel=2)
 
 
 def _rows_of(outputs: Any) -> list[dict[str, Any]]:
