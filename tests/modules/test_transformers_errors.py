@@ -209,6 +209,8 @@ def test_what_the_forward_does_not_take_is_left_out_and_said_once() -> None:
             module, DataLoader([{**batch, **extra}], batch_size=None)
         )
     assert torch.equal(found["logits"], expected["logits"])
+    called_with = module.hpu_graph_arguments("model", {**batch, **extra})
+    assert set(called_with) == {"input_ids", "attention_mask"}
     misspelt = {**batch, "token_types_ids": torch.zeros(4, 8).long()}
     with pytest.warns(UserWarning, match="takes no 'token_types_ids', so it is left out") as said:
         training.trainer().predict(module, DataLoader([misspelt] * 3, batch_size=None))
