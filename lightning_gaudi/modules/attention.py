@@ -60,21 +60,13 @@ def build_masks_on_device(model: PreTrainedModel) -> bool:
 
 
 def restore_stock_masks(model: PreTrainedModel) -> None:
-    """Undo `build_masks_on_device`: the model's attention has the library's names again."""
+    """Undo `build_masks_on_device`: the model's attention has the library's names again.
+
+    Needed where the model object, and not its saved config, goes to a process that has not called
+    `build_masks_on_device`.
+    """
     if any(_name(part.config) in _STOCK for part in _parts(model)):
         _choose(model, _STOCK)
-
-
-@contextmanager
-def stock_masks(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, the model's attention has the library's names, for saving or copying."""
-    was_ours = any(_name(part.config) in _STOCK for part in _parts(model))
-    restore_stock_masks(model)
-    try:
-        yield
-    finally:
-        if was_ours:
-            build_masks_on_device(model)
 
 
 def _choose(model: PreTrainedModel, names: dict[str, str]) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_gaudi.modules.attention import stock_masks
-
 
 def export(model: Any, directory: str | os.PathLike[str], tokenizer: Any = None) -> None:
     """Write a model and a tokenizer.
@@ -26,8 +24,8 @@ def export(model: Any, directory: str | os.PathLike[str], tokenizer: Any = None)
         name: on_host.setdefault(id(value), value.detach().cpu())
         for name, value in model.state_dict(keep_vars=True).items()
     }
-    with stock_masks(model):
-        model.save_pretrained(directory, state_dict=state)
+    # The config that is written says nothing of how masks are built here.
+    model.save_pretrained(directory, state_dict=state)
     if isinstance(tokenizer, (str, os.PathLike)):
         from transformers import AutoTokenizer
 
