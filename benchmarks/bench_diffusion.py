@@ -204,8 +204,9 @@ def count_rows(model: Model) -> list[Row]:
     _, callback = predict(model, module, 2)
     captures = callback.stats.per_target[module.hpu_graph_targets[0]].captures
 
-    # As a user would run it: moved to the device, nothing captured, in inference mode.
-    on_device = model.stock_pipeline().to("hpu")
+    # Moved to the device, nothing captured, in inference mode. By default Diffusers would write
+    # PT_HPU_MAX_COMPOUND_OP_SIZE=1 into the environment, and later graphs would be split.
+    on_device = model.stock_pipeline().to("hpu", hpu_migration=False)
     with torch.inference_mode():
         theirs = reads_per_step(lambda steps: model.stock(on_device, 0, steps))
     ours = reads_per_step(lambda steps: predict(model, model.sampler(steps), 1))

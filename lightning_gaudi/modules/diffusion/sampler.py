@@ -61,6 +61,8 @@ class DiffusionSampler(LightningModule):
 
     Args:
         pipeline: A folder that ``save_pretrained`` wrote, a loaded pipeline, or its parts by name.
+            Leave it on the CPU: Lightning moves its modules. The pipeline's own ``to("hpu")`` sets
+            ``PT_HPU_MAX_COMPOUND_OP_SIZE=1`` (diffusers 0.42), which splits graphs into single ops.
         num_inference_steps: Denoising steps.
         guidance_scale: Weight of the guidance; None takes the pipeline's own default.
         num_images_per_prompt: Images of each row, one after the other in the prediction.
