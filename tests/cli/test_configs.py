@@ -6,6 +6,7 @@ Fit, test and predict; what is predicted is what stock Transformers predicts for
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,14 @@ def test_a_wrong_task_is_told_on_the_command_line(
     said = " ".join(capsys.readouterr().err.split())
     assert "feature-extraction" in said
     assert "embed" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["classify.yaml", "embed.yaml"])
+def test_short_names_in_a_process_that_has_imported_nothing(folder: Path, config: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "lightning_gaudi.cli", "predict"]
+    command += ["--config", str(CONFIGS / config), "--print_config"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    for name in ("modules.TransformersModule", "data.TextDataModule", "HPUGraphCallback"):
+        assert f"class_path: lightning_gaudi.{name}" in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -210,6 +211,21 @@ def test_models_that_choose_attention_otherwise_are_left_alone(
     before = model.config._attn_implementation
     assert not build_masks_on_device(model)
     assert model.config._attn_implementation == before
+
+
+def test_models_that_ask_for_the_name_itself_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As BERT did in 4.56: under our name it would take the path of eager attention."""
+    getsource = inspect.getsource
+
+    def older(module: object) -> str:
+        return getsource(module) + 'config._attn_implementation == "sdpa"'
+
+    model = make("bert", "sdpa")
+    monkeypatch.setattr(inspect, "getsource", older)
+    assert not build_masks_on_device(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_twice_is_once_and_saved_is_stock(tmp_path) -> None:
