@@ -162,6 +162,17 @@ def test_a_graph_that_ends_early_names_what_ended_it():
     assert y.shape == (4,)
 
 
+def test_a_graph_that_shares_little_with_any_is_a_first():
+    torch.ones(4).to("hpu").sin().cos().tan().exp().abs()
+    htcore.mark_step()
+    with emulator.record(reasons=True) as events:
+        torch.ones(4).to("hpu").sin().log().neg()
+        htcore.mark_step()
+    (reason,) = reasons(events)
+    assert reason.kind == "first"
+    assert reason.text == "nothing like these 3 ops, from sin to neg, was compiled before"
+
+
 def test_tensors_from_elsewhere():
     def two_steps(early):
         x = torch.ones(3).to("hpu")
@@ -208,7 +219,12 @@ def test_a_record_may_begin_in_the_middle_of_a_graph():
 
 
 def test_an_emptied_cache_compiles_again_and_is_put_back():
+    def other():
+        torch.ones(3).to("hpu").sin()
+        htcore.mark_step()
+
     step()
+    other()
     before = accounting.cache.num_compilations, accounting.cache.num_hits
     with emulator.record(reasons=True, empty_cache=True) as events:
         step()
@@ -222,6 +238,7 @@ def test_an_emptied_cache_compiles_again_and_is_put_back():
     with emulator.record() as events:
         step()
         step(length=9)  # compiled in the block, known after it
+        other()  # and this before it
     assert reasons(events) == []
 
 

@@ -93,6 +93,16 @@ def test_numbers_that_are_read_past_the_dispatcher():
     assert [(e.kind, e.cause) for e in mode.events] == [("host_read", "__float__")] * 2
 
 
+def test_a_call_that_reads_many_times_is_one_read(monkeypatch):
+    """As where a device's `tolist` were to read number by number."""
+    kind = type(x())
+    monkeypatch.setattr(kind, "tolist", lambda tensor: [value.item() for value in tensor])
+    with HostReadMode() as mode:
+        assert x().tolist() == [1, -2, 3]
+        x()[0].item()
+    assert [e.cause for e in mode.events] == ["tolist", "_local_scalar_dense"]
+
+
 def test_the_mode_ends_on_an_exception():
     with pytest.raises(KeyError), HostReadMode() as mode:
         raise KeyError
