@@ -250,7 +250,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8, help="docstrings in a batch")
     parser.add_argument("--buckets", type=int, default=4, help="text lengths, one graph each")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the docstrings")
-    parser.add_argument("--output", type=Path, default=Path("runs/audit"), help="folder for the reports")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/audit"), help="folder for the reports"
+    )
     arguments = parser.parse_args()
     for name in ("num_texts", "batch_size", "buckets", "epochs"):
         if getattr(arguments, name) < 1:
