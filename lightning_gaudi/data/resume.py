@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_gaudi.data.sampler import BucketBatchSampler
@@ -20,8 +21,9 @@ from lightning_gaudi.data.sampler import BucketBatchSampler
 def make_resumable(dataloader: Any, trainer: Trainer) -> Any:
     """Let ``trainer`` save and load the place in a training dataloader's epoch.
 
-    A dataloader without a `BucketBatchSampler`, or with a state of its own, is left as it is.
-    `GaudiStrategy` and `TextDataModule` do this by themselves.
+    A dataloader without a `BucketBatchSampler`, or with a state of its own, is left as it is. One
+    that had another trainer follows this one. `GaudiStrategy` and `TextDataModule` do this by
+    themselves.
 
     Args:
         dataloader: What a fit iterates over.
@@ -34,8 +36,13 @@ def make_resumable(dataloader: Any, trainer: Trainer) -> Any:
     if (
         isinstance(dataloader, DataLoader)
         and isinstance(sampler, BucketBatchSampler)
-        and not hasattr(dataloader, "state_dict")
+        and not _has_own_state(dataloader)
     ):
+        if trainer.overfit_batches and sampler.shuffle:
+            rank_zero_warn(
+                "overfit_batches is to take the same batches in every epoch, and "
+                "BucketBatchSampler(shuffle=True) makes others in each. Use shuffle=False."
+            )
         # Lightning does this too, but after workers have begun to draw batches, and a fit that
         # goes on after an epoch's end iterates only once before its first epoch.
         progress: Any = trainer.fit_loop.epoch_progress.current
@@ -44,6 +51,12 @@ def make_resumable(dataloader: Any, trainer: Trainer) -> Any:
         dataloader.state_dict = place.state_dict
         dataloader.load_state_dict = place.load_state_dict
     return dataloader
+
+
+def _has_own_state(dataloader: Any) -> bool:
+    """Whether a dataloader has a state that is not from here, where it may be an older trainer's."""
+    of = getattr(dataloader, "state_dict", None)
+    return of is not None and not isinstance(getattr(of, "__self__", None), _Place)
 
 
 class _Place:

@@ -98,6 +98,33 @@ def test_a_fit_goes_on_after_epochs_cut_short(tmp_path, num_workers, steps):
         assert fit(checkpoint=tmp_path / f"step={step}.ckpt") == whole[step:]
 
 
+def test_a_dataloader_follows_the_trainer_that_uses_it(tmp_path):
+    saved = ModelCheckpoint(
+        tmp_path, "{step}", save_top_k=-1, monitor="step", every_n_train_steps=1
+    )
+    data = loader(shuffle=True)
+    trainer().fit(Notes(), data)  # one that is at its end, and not in the middle of an epoch
+    whole, rest = Notes(), Notes()
+    trainer(saved).fit(whole, data)
+    trainer().fit(rest, data, ckpt_path=tmp_path / "step=3.ckpt")
+    assert rest.of("fit") == whole.of("fit")[3:]
+
+
+def test_a_state_of_a_dataloader_s_own_is_kept():
+    data = loader(shuffle=True)
+    data.state_dict, data.load_state_dict = dict, dict().update
+    trainer(max_epochs=1).fit(Notes(), data)
+    assert data.state_dict is dict
+
+
+def test_overfitting_on_other_batches_in_every_epoch_is_said():
+    with pytest.warns(UserWarning, match="to take the same batches in every epoch.*shuffle=False"):
+        trainer(overfit_batches=1).fit(Notes(), loader(shuffle=True))
+    net = Notes()
+    trainer(overfit_batches=1).fit(net, loader())
+    assert net.of("fit") == [net.of("fit")[0]] * 2
+
+
 def test_a_checkpoint_of_other_data(tmp_path):
     saved = ModelCheckpoint(
         tmp_path, "{step}", save_top_k=-1, monitor="step", every_n_train_steps=1
