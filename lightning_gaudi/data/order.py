@@ -67,9 +67,9 @@ def split_rows(prediction: Any, num_rows: int) -> list[Any]:
     """Split a batch's prediction into one for each row.
 
     Args:
-        prediction: A tensor or numpy array with the rows first; a list of a value for each row; a
-            mapping, tuple, dataclass or Transformers ``ModelOutput`` of such values, nested at
-            will; or None.
+        prediction: A tensor or numpy array with the rows first; a list of a value for each row,
+            whatever the values are; a mapping, tuple, dataclass or Transformers ``ModelOutput`` of
+            such values, nested at will; or None.
         num_rows: How many rows the batch has.
 
     Returns:
@@ -99,19 +99,20 @@ def _split(value: Any, num_rows: int, where: str) -> list[Any]:
         return _columns(value, num_rows, where)
     if isinstance(value, list) and len(value) == num_rows:
         return list(value)
-    if isinstance(value, tuple | list) and _has_parts(value):
+    # Not lists of parts: with as many rows as parts they would be taken for a list of the rows.
+    if isinstance(value, tuple) and _has_parts(value):
         parts = [_split(part, num_rows, f"{where}[{i}]") for i, part in enumerate(value)]
         rows = list(zip(*parts, strict=True))
         if hasattr(value, "_fields"):
             return [cast(Any, type(value))(*row) for row in rows]
-        return [type(value)(row) for row in rows]
+        return rows
     if isinstance(value, tuple) and len(value) == num_rows:
         return list(value)
     size = f", of length {len(value)}" if isinstance(value, list | tuple) else ""
     raise _without_rows(where, f"a {type(value).__name__}{size}", num_rows)
 
 
-def _has_parts(value: Sequence[Any]) -> bool:
+def _has_parts(value: tuple[Any, ...]) -> bool:
     """Whether a sequence holds parts that have rows each, and not a value for each row."""
     return len(value) > 0 and all(
         part is None
@@ -132,7 +133,7 @@ def _without_rows(where: str, what: str, num_rows: int) -> ConfigurationError:
     return ConfigurationError(
         f"predict_step's result cannot be split into rows: its batch has {num_rows} rows, and "
         f"{where} is {what}. Return tensors with the rows first, or a list with a value for each "
-        "row, alone or in a dict."
+        "row, alone or in a dict or tuple."
     )
 
 
