@@ -89,6 +89,7 @@ def score_of_embeddings(paths: dict[str, Path], splits: dict[str, Rows], folder:
     regression = LogisticRegressionCV(
         Cs=[0.3, 1, 3, 10, 30, 100],
         cv=4,
+        scoring="accuracy",
         max_iter=2000,
         l1_ratios=(0,),
         use_legacy_attributes=False,
