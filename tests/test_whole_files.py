@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from lightning_gaudi.whole_files import write_whole
+from lightning_gaudi.whole_files import whole_file, write_whole
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -33,5 +33,15 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_whole(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_block_that_is_left_half_way_leaves_what_was_there(tmp_path):
+    path = tmp_path / "report.json"
+    write_whole(path, b"before")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+        file.write(b"aft")
+        raise KeyboardInterrupt
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_gaudi.callbacks.prediction_order import PredictionOrder
 from lightning_gaudi.data.order import rows_by_number
 from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.whole_files import whole_file
 
 Rows = dict[int, Any]
 
@@ -37,8 +38,9 @@ class PredictionWriter(BasePredictionWriter):
             returns no dict has one column, ``prediction``.
 
     Raises:
-        ConfigurationError: The file is of another kind. At a prediction's end: there is no such
-            column, the rows' order is not known, or a value is not for such a file.
+        ConfigurationError: The file is of another kind. When a prediction on several ranks starts:
+            ``PredictionOrder(gather="none")`` comes before it. At a prediction's end: there is no
+            such column, the rows' order is not known, or a value is not for such a file.
     """
 
     def __init__(self, path: str | Path, columns: Sequence[str] | None = None) -> None:
@@ -54,6 +56,18 @@ class PredictionWriter(BasePredictionWriter):
                 f"columns must be a list of names, but it is {columns!r}: write [{columns!r}]."
             )
         self.columns = None if columns is None else tuple(columns)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out before the first batch whether this will be handed all rows."""
+        if trainer.world_size > 1 and any(
+            order.gather == "none" for order in self._orders_before(trainer)
+        ):
+            raise ConfigurationError(
+                "PredictionWriter would write the rows of the first rank only, since "
+                "PredictionOrder(gather='none') comes before it. Put PredictionWriter first in "
+                "callbacks."
+            )
 
     @override
     def write_on_epoch_end(
@@ -72,16 +86,20 @@ class PredictionWriter(BasePredictionWriter):
                 behind = f"-{index}" if index else ""
                 path = self.path.with_stem(self.path.stem + behind)
                 entries = {number: self._entry(row, name_labels) for number, row in rows.items()}
-                _write_whole(path, entries)
+                with whole_file(path) as file:
+                    _WRITERS[path.suffix](file, entries)
         trainer.strategy.barrier("PredictionWriter")
 
     def _rows(self, trainer: Trainer, predictions: Sequence[Any], batches: Sequence[Any]) -> Rows:
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        before = callbacks[: callbacks.index(self)]
-        if any(isinstance(callback, PredictionOrder) for callback in before):
+        if self._orders_before(trainer):
             # Rows already, each with a batch of its own number.
             return {numbers[0]: row for numbers, row in zip(batches, predictions, strict=True)}
         return rows_by_number(predictions, batches)
+
+    def _orders_before(self, trainer: Trainer) -> list[PredictionOrder]:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        before = callbacks[: callbacks.index(self)]
+        return [callback for callback in before if isinstance(callback, PredictionOrder)]
 
     def _entry(self, row: Any, name_labels: Callable[[Any], Any] | None) -> dict[str, Any]:
         values = dict(row) if isinstance(row, Mapping) else {"prediction": row}
@@ -89,6 +107,11 @@ class PredictionWriter(BasePredictionWriter):
             label = name_labels(values["labels"])
             if label is not None:
                 values["label"] = label
+        if "row" in values:
+            raise ConfigurationError(
+                "PredictionWriter writes a row's number as 'row', and predict_step's result has a "
+                "'row' of its own. Give that another name."
+            )
         if self.columns is None:
             return {name: value for name, value in values.items() if name != "logits"}
         missing = [name for name in self.columns if name not in values]
@@ -100,23 +123,28 @@ class PredictionWriter(BasePredictionWriter):
         return {name: values[name] for name in self.columns}
 
 
-def _write_lines(file: Path, entries: Rows) -> None:
-    with file.open("w", encoding="utf-8") as lines:
-        for number, entry in entries.items():
-            values = {"row": number, **{name: _plain(value) for name, value in entry.items()}}
-            try:
-                lines.write(json.dumps(values, ensure_ascii=False) + "\n")
-            except TypeError as error:
-                raise ConfigurationError(
-                    f"PredictionWriter cannot write row {number} as JSON: {error}. Choose what to "
-                    f"write with columns=[...], of {', '.join(map(repr, entry))}."
-                ) from error
+def _write_lines(file: BinaryIO, entries: Rows) -> None:
+    for number, entry in entries.items():
+        values = {"row": number, **{name: _plain(value) for name, value in entry.items()}}
+        try:
+            line = json.dumps(values, ensure_ascii=False) + "\n"
+        except TypeError as error:
+            raise ConfigurationError(
+                f"PredictionWriter cannot write row {number} as JSON: {error}. Choose what to "
+                f"write with columns=[...], of {', '.join(map(repr, entry))}."
+            ) from error
+        file.write(line.encode("utf-8", "backslashreplace"))  # halves of characters, as JSON does
 
 
-def _write_arrays(file: Path, entries: Rows) -> None:
+def _write_arrays(file: BinaryIO, entries: Rows) -> None:
     columns: dict[str, Any] = {"row": np.asarray(list(entries), dtype=np.int64)}
     for name in next(iter(entries.values()), {}):
         values = [_array(entry[name]) for entry in entries.values()]
+        if any(value.dtype.hasobject for value in values):
+            raise ConfigurationError(
+                f"PredictionWriter: {name!r} has values that are no numbers and no texts, so it is "
+                "no array. Write a .jsonl file, or leave it out with columns=[...]."
+            )
         shapes = {value.shape for value in values}
         if len(shapes) > 1:
             raise ConfigurationError(
@@ -125,30 +153,18 @@ def _write_arrays(file: Path, entries: Rows) -> None:
                 "columns=[...]."
             )
         columns[name] = np.stack(values)
-    with file.open("wb") as archive:
-        np.savez(archive, **columns)
+    np.savez(file, **columns)
 
 
-_WRITERS: dict[str, Callable[[Path, Rows], None]] = {
+_WRITERS: dict[str, Callable[[BinaryIO, Rows], None]] = {
     ".jsonl": _write_lines,
     ".npz": _write_arrays,
 }
 
 
-def _write_whole(path: Path, entries: Rows) -> None:
-    """Write beside the file, and put it in place when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        _WRITERS[path.suffix](unfinished, entries)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _plain(value: Any) -> Any:
     """A value as JSON has it."""
-    if isinstance(value, Tensor | np.ndarray):
+    if isinstance(value, Tensor | np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
@@ -161,4 +177,7 @@ def _array(value: Any) -> Any:
     if isinstance(value, Tensor):
         # numpy has no bfloat16.
         return (value.float() if value.is_floating_point() else value).numpy()
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError:  # lists of several lengths inside
+        return np.asarray(value, dtype=object)

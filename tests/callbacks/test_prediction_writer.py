@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -102,6 +103,32 @@ def test_columns_and_results_that_are_no_dict(tmp_path: Path) -> None:
     assert lines(path) == [{"row": i, "prediction": 3 * i} for i in range(7)]
 
 
+def test_lines_of_numpy_s_numbers_and_of_half_characters(tmp_path: Path) -> None:
+    writer = PredictionWriter(tmp_path / "predictions.jsonl")
+
+    def result(batch: torch.Tensor) -> dict[str, Any]:
+        return {"n": batch.cpu().numpy(), "text": ["\ud83d\n"] * len(batch)}
+
+    training.trainer(callbacks=[writer]).predict(Module(result), bucketed())
+    assert lines(writer.path) == [{"row": i, "n": i, "text": "\ud83d\n"} for i in range(7)]
+
+
+@pytest.mark.parametrize("gather", ["first", "none"])
+def test_a_file_of_one_rank_s_rows_is_refused(gather: Any, tmp_path: Path) -> None:
+    writer = PredictionWriter(tmp_path / "predictions.jsonl")
+    callbacks = [PredictionOrder(gather), writer]
+    trainer: Any = SimpleNamespace(world_size=2, callbacks=callbacks)
+    if gather == "none":
+        with pytest.raises(
+            ConfigurationError, match=r"first rank only.*Put PredictionWriter first"
+        ):
+            writer.on_predict_start(trainer, Module())
+        callbacks.reverse()
+    writer.on_predict_start(trainer, Module())
+    trainer.world_size = 1
+    writer.on_predict_start(trainer, Module())
+
+
 def test_each_dataloader_has_a_file(tmp_path: Path) -> None:
     writer = PredictionWriter(tmp_path / "found.jsonl", columns=["labels"])
     training.trainer(callbacks=[writer]).predict(Module(), [loader(), bucketed()])
@@ -132,3 +159,13 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     module = Module(lambda batch: {"ids": [torch.arange(int(i)) for i in batch]})
     with pytest.raises(ConfigurationError, match="'ids' has another shape in some rows"):
         training.trainer(callbacks=[writer]).predict(module, loader())
+    for value in (None, [[1], [2, 3]], {"a": 1}):
+        module = Module(lambda batch, value=value: {"odd": [value for _ in batch]})
+        with pytest.raises(ConfigurationError, match="'odd' has values that are no numbers and no"):
+            training.trainer(callbacks=[writer]).predict(module, loader())
+    module = Module(lambda batch: {"row": batch})
+    with pytest.raises(
+        ConfigurationError, match=r"has a 'row' of its own\. Give that another name"
+    ):
+        training.trainer(callbacks=[writer]).predict(module, loader())
+    assert not list(tmp_path.iterdir())
