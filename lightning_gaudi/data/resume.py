@@ -54,7 +54,7 @@ def make_resumable(dataloader: Any, trainer: Trainer) -> Any:
 
 
 def _has_own_state(dataloader: Any) -> bool:
-    """Whether a dataloader has a state that is not from here, where it may be an older trainer's."""
+    """Whether a dataloader has a state that did not come from here, for this trainer or another."""
     of = getattr(dataloader, "state_dict", None)
     return of is not None and not isinstance(getattr(of, "__self__", None), _Place)
 

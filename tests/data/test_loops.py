@@ -112,7 +112,7 @@ def test_a_dataloader_follows_the_trainer_that_uses_it(tmp_path):
 
 def test_a_state_of_a_dataloader_s_own_is_kept():
     data = loader(shuffle=True)
-    data.state_dict, data.load_state_dict = dict, dict().update
+    data.state_dict, data.load_state_dict = dict, {}.update
     trainer(max_epochs=1).fit(Notes(), data)
     assert data.state_dict is dict
 
