@@ -368,7 +368,8 @@ class HPUGraphCallback(Callback):
                 self._warn_once(
                     f"HPUGraphCallback: no call of {target.name!r} had the shapes of warmup. Its "
                     f"graphs are for {'; '.join(row.inputs for row in rows)}. Dtypes must be the "
-                    "same too, and arguments that the step passes by name must have their names."
+                    "same too, and arguments that the step passes by name must have their names, "
+                    "in the step's order."
                 )
 
     def _take_out(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import IterableDataset
 from typing_extensions import override
 
+from lightning_gaudi.callbacks.warmup import flat_dataloaders
 from lightning_gaudi.data.order import rows_by_number
 from lightning_gaudi.errors import ConfigurationError
 
@@ -46,7 +47,7 @@ class PredictionOrder(BasePredictionWriter):
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out before the first batch whether the order will be known."""
-        for number, loader in enumerate(_flat(trainer.predict_dataloaders)):
+        for number, loader in enumerate(flat_dataloaders(trainer.predict_dataloaders)):
             dataset = getattr(loader, "dataset", None)
             if getattr(loader, "batch_sampler", None) is None or isinstance(
                 dataset, IterableDataset
@@ -74,13 +75,3 @@ class PredictionOrder(BasePredictionWriter):
                 rows = {}
             of_loader[:] = rows.values()
             batches[:] = [[number] for number in rows]
-
-
-def _flat(loaders: Any) -> Iterator[Any]:
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    if isinstance(loaders, list | tuple):
-        for loader in loaders:
-            yield from _flat(loader)
-    else:
-        yield loaders

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
+from lightning_gaudi.data.collate import is_target
 from lightning_gaudi.errors import ConfigurationError
 
 Call = dict[str, Any] | tuple[Any, ...]
@@ -131,14 +133,13 @@ def _bucket_calls(trainer: Trainer, stage: str) -> Iterator[dict[str, Any]]:
         num_buckets += len(buckets)
         for bucket, size in zip(buckets, _batch_sizes_of(loader, buckets), strict=True):
             batch = _example_batch(loader, size)
-            length = _length_of(batch, buckets)
-            call = {name: _resized(value, length, bucket) for name, value in batch.items()}
-            key = str(
-                [(n, getattr(v, "shape", v), getattr(v, "dtype", 0)) for n, v in call.items()]
-            )
-            if key not in seen:
-                seen.add(key)
-                yield call
+            for call in _calls_of_bucket(loader, batch, buckets, bucket):
+                key = str(
+                    [(n, getattr(v, "shape", v), getattr(v, "dtype", 0)) for n, v in call.items()]
+                )
+                if key not in seen:
+                    seen.add(key)
+                    yield call
     if not num_buckets:
         raise ConfigurationError(
             "warmup='buckets' needs buckets, and neither the datamodule nor a dataloader's "
@@ -147,15 +148,44 @@ def _bucket_calls(trainer: Trainer, stage: str) -> Iterator[dict[str, Any]]:
         )
 
 
+def _calls_of_bucket(
+    loader: Any, batch: Mapping[str, Any], buckets: list[int], bucket: int
+) -> Iterator[dict[str, Any]]:
+    """Calls of a bucket's length, one for each bucket of targets where these have their own."""
+    if not batch:
+        return
+    length = _length_of(batch, buckets)
+    target_buckets = getattr(loader.collate_fn, "label_buckets", None)
+    for target_bucket in target_buckets or [None]:
+        call = {}
+        for name, value in batch.items():
+            if target_bucket is not None and is_target(name):
+                call[name] = _resized(value, value.shape[1], target_bucket)
+            elif name == "labels" and isinstance(value, Tensor) and value.is_floating_point():
+                call[name] = _resized(value, -1, -1)  # of rows, however many there are in each
+            else:
+                call[name] = _resized(value, length, bucket)
+        yield call
+
+
 def _dataloaders(trainer: Trainer, stage: str) -> list[Any]:
     loaders = {
         "validate": trainer.val_dataloaders,
         "test": trainer.test_dataloaders,
         "predict": trainer.predict_dataloaders,
     }.get(stage)
+    return list(flat_dataloaders(loaders))
+
+
+def flat_dataloaders(loaders: Any) -> Iterator[Any]:
+    """Yield the dataloaders of a stage one by one, in Lightning's order."""
     if isinstance(loaders, Mapping):
-        return list(loaders.values())
-    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+        loaders = list(loaders.values())
+    if isinstance(loaders, list | tuple):
+        for loader in loaders:
+            yield from flat_dataloaders(loader)
+    else:
+        yield loaders
 
 
 def _buckets_of(loader: Any, trainer: Trainer) -> list[int]:
@@ -180,7 +210,9 @@ def _batch_sizes_of(loader: Any, buckets: list[int]) -> list[int]:
 
 def _length_of(batch: Mapping[str, Any], buckets: list[int]) -> int:
     """The bucket that a batch is in."""
-    lengths = [t.shape[1] for t in batch.values() if isinstance(t, Tensor) and t.dim() > 1]
+    # The token ids first: another field may be as wide as some bucket.
+    fields = [batch.get("input_ids"), *batch.values()]
+    lengths = [t.shape[1] for t in fields if isinstance(t, Tensor) and t.dim() > 1]
     for length in lengths:
         if length in buckets:
             return length
@@ -191,9 +223,18 @@ def _length_of(batch: Mapping[str, Any], buckets: list[int]) -> int:
 
 
 def _example_batch(loader: Any, size: int) -> Mapping[str, Any]:
-    """A batch of the data, made without drawing from the dataloader."""
-    rows = [loader.dataset[index % len(loader.dataset)] for index in range(size)]
-    batch = loader.collate_fn(rows)
+    """A batch of the data, made without drawing from the dataloader; empty where there is none."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or isinstance(dataset, IterableDataset):
+        raise ConfigurationError(
+            "warmup='buckets' makes a batch of rows by their numbers, and "
+            f"{type(loader).__name__} over {type(dataset).__name__} has none. Use a DataLoader "
+            "with a map-style data set, or give the shapes: "
+            "warmup={'input_ids': [8, 128, 'int64']}."
+        )
+    if not len(dataset):
+        return {}
+    batch = loader.collate_fn([dataset[index % len(dataset)] for index in range(size)])
     if not isinstance(batch, Mapping):
         raise ConfigurationError(
             "warmup='buckets' needs batches that are mappings of argument names to tensors, but "

@@ -102,7 +102,7 @@ class BucketCollator:
         lengths = [len(ids) for ids in columns["input_ids"]]
         if "attention_mask" not in columns:
             columns["attention_mask"] = [torch.ones(n, dtype=torch.int64) for n in lengths]
-        targets = [name for name in columns if self.label_buckets and _is_target(name)]
+        targets = [name for name in columns if self.label_buckets and is_target(name)]
         batch = {}
         if targets:
             target_lengths = [max(len(columns[n][i]) for n in targets) for i in range(len(rows))]
@@ -191,7 +191,8 @@ def _tensor(name: str, value: Any) -> Tensor:
     return torch.tensor(array, dtype=dtype)
 
 
-def _is_target(name: str) -> bool:
+def is_target(name: str) -> bool:
+    """Whether a field is of the other sequence, where a collator has ``label_buckets``."""
     return name == "labels" or name.startswith("decoder_")
 
 
@@ -206,7 +207,7 @@ def _stacked(name: str, values: list[Tensor]) -> Tensor:
     if len(shapes) > 1:
         remedy = (
             "Give label_buckets for a model that writes another sequence than it reads"
-            if _is_target(name)
+            if is_target(name)
             else "Pad the field in the data set, or leave it out of the rows"
         )
         raise ConfigurationError(

@@ -7,9 +7,10 @@ import pytest
 import torch
 from callbacks.runs import Classifier, WithForward, data, make, trainer
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_gaudi import HPUGraphCallback
+from lightning_gaudi.data import BucketBatchSampler, BucketCollator
 from lightning_gaudi.errors import ConfigurationError
 
 
@@ -184,3 +185,75 @@ def test_what_cannot_be_warmed_up(warmup, loader, message):
 def test_several_targets_must_be_named():
     with pytest.raises(ConfigurationError, match=r"which target its shapes are.*'body', 'head'"):
         trainer(HPUGraphCallback(warmup=[[4, 4]])).predict(make(Classifier), data())
+
+
+class TakesAll(L.LightningModule):
+    """Takes batches as `BucketCollator` makes them, in the collator's order of names."""
+
+    hpu_graph_targets = ("model",)
+
+    def __init__(self):
+        super().__init__()
+        self.model = Wide()
+
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        return self.model(**batch)
+
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4)
+
+    def forward(self, labels, input_ids, attention_mask):
+        embedded = self.embedding(input_ids) * attention_mask[..., None]
+        return embedded.sum((1, 2)) + labels.float().sum(1)
+
+
+LENGTHS = [3, 4, 7, 8, 2, 6, 1, 4]
+
+
+def bucketed(label_of, lengths=LENGTHS, label_buckets=None):
+    rows = [{"labels": label_of(n), "input_ids": [1] * n} for n in lengths]
+    return DataLoader(
+        rows,
+        batch_sampler=BucketBatchSampler(lengths, [4, 8], 2),
+        collate_fn=BucketCollator([4, 8], pad_token_id=0, label_buckets=label_buckets),
+    )
+
+
+@pytest.mark.parametrize(
+    ("label_of", "label_buckets", "shapes"),
+    [
+        (lambda n: [0.5] * 4, None, {(4, 4), (8, 4)}),  # as many numbers as a bucket has tokens
+        (lambda n: [1] * n, [4, 8], {(4, 4), (4, 8), (8, 4), (8, 8)}),
+        (lambda n: [1] * n, None, {(4, 4), (8, 8)}),
+    ],
+    ids=["numbers", "targets", "tokens"],
+)
+def test_labels_in_their_own_shapes(label_of, label_buckets, shapes):
+    callback = HPUGraphCallback(warmup="buckets")
+    loader = bucketed(label_of, label_buckets=label_buckets)
+    predict(make(TakesAll), loader, callback)
+    graphs = {row.inputs for row in callback.stats.graphs}
+    kind = "float32" if isinstance(label_of(1)[0], float) else "int64"
+    assert graphs == {f"2x{m} {kind}, 2x{n} int64, 2x{n} int64" for n, m in shapes}
+
+
+def test_a_dataloader_without_rows_beside_another():
+    callback = HPUGraphCallback(warmup="buckets")
+    loaders = [bucketed(lambda n: [1] * n, lengths) for lengths in ([], LENGTHS)]
+    with pytest.warns(UserWarning, match="across ranks is zero"):
+        trainer(callback).predict(make(TakesAll), loaders)
+    assert callback.stats.captures == 2
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(texts().dataset)
+
+
+def test_a_stream_has_no_rows_to_warm_up_with():
+    loader = DataLoader(Stream(), batch_size=2, collate_fn=Collator())
+    with pytest.raises(ConfigurationError, match=r"DataLoader over Stream has none.*give the shap"):
+        trainer(HPUGraphCallback(warmup="buckets")).predict(make(Tagger), loader)
