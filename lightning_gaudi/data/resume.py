@@ -38,7 +38,7 @@ def make_resumable(dataloader: Any, trainer: Trainer) -> Any:
         and isinstance(sampler, BucketBatchSampler)
         and not _has_own_state(dataloader)
     ):
-        if trainer.overfit_batches and sampler.shuffle:
+        if getattr(trainer, "overfit_batches", 0) and sampler.shuffle:
             rank_zero_warn(
                 "overfit_batches is to take the same batches in every epoch, and "
                 "BucketBatchSampler(shuffle=True) makes others in each. Use shuffle=False."
