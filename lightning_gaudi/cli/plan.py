@@ -20,8 +20,8 @@ from lightning_gaudi.data.plan import (
     forecast_unbucketed,
     recommend,
 )
-from lightning_gaudi.data.reading import Table as DataTable
 from lightning_gaudi.data.reading import read_table
+from lightning_gaudi.data.tokenizing import Tokenizing, limit_of
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.whole_files import write_whole
 
@@ -38,7 +38,11 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, required=True, help="rows in a batch of a card")
     parser.add_argument("--text-column", default="text", help="column with the text")
     parser.add_argument("--text-pair-column", help="column with the second text of a pair")
-    parser.add_argument("--max-length", type=int, help="tokens that a text is cut to")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help="tokens that a text is cut to (default: the tokenizer's own limit)",
+    )
     parser.add_argument("--max-buckets", type=int, default=32, help="the most buckets to consider")
     parser.add_argument(
         "--max-padding",
@@ -65,17 +69,18 @@ def run_plan(given: argparse.Namespace, console: Console | None = None) -> None:
         ConfigurationError: The data cannot be read, or an option has a value that it cannot have.
     """
     console = console or Console()
-    lengths, num_fields, num_cut = _read_lengths(given)
+    lengths, num_fields, limit, num_cut = _read_lengths(given)
     forecasts = forecast_buckets(
         lengths,
         given.batch_size,
         given.max_buckets,
         multiple_of=given.multiple_of,
+        limit=limit,
         num_fields=num_fields,
     )
     unbucketed = forecast_unbucketed(lengths, given.batch_size, num_fields=num_fields)
     chosen = recommend(forecasts, given.max_padding)
-    _print_lengths(console, given.data, lengths, num_cut, given.max_length)
+    _print_lengths(console, given.data, lengths, num_cut, limit)
     console.print(_table(forecasts, unbucketed, chosen))
     _print_advice(console, forecasts, chosen, given)
     if given.json is not None:
@@ -86,36 +91,24 @@ def run_plan(given: argparse.Namespace, console: Console | None = None) -> None:
         console.print(f"Plot: {given.plot}", soft_wrap=True)
 
 
-def _read_lengths(given: argparse.Namespace) -> tuple[list[int], int, int]:
-    """Give the lengths in tokens, the number of token fields, and how many texts are cut."""
+def _read_lengths(given: argparse.Namespace) -> tuple[list[int], int, int | None, int]:
+    """Give the lengths in tokens, the number of token fields, a text's limit and how many are cut.
+
+    All as `TextDataModule` has them.
+    """
     if given.max_length is not None and given.max_length < 1:
         raise ConfigurationError(
             f"--max-length must be a whole number above 0, but it is {given.max_length}."
         )
     tokenizer = _load_tokenizer(given.tokenizer)
     table = read_table(given.data, text_column=given.text_column)
-    columns = [_texts(table, given.text_column)]
-    if given.text_pair_column is not None:
-        columns.append(_texts(table, given.text_pair_column))
-    if not columns[0]:
+    limit = limit_of(tokenizer, given.max_length)
+    tokenize = Tokenizing(tokenizer, limit=limit, too_long="truncate")
+    rows = tokenize(table, given.text_column, given.text_pair_column)["input_ids"]
+    if not rows:
         raise ConfigurationError(f"{given.data} has no rows, so there is nothing to plan for.")
-    whole = tokenizer(*columns, verbose=False)["input_ids"]
-    lengths = [len(ids) for ids in whole]
-    if given.max_length is None:
-        return lengths, len(tokenizer.model_input_names), 0
-    num_cut = sum(length > given.max_length for length in lengths)
-    lengths = [min(length, given.max_length) for length in lengths]
-    return lengths, len(tokenizer.model_input_names), num_cut
-
-
-def _texts(table: DataTable, name: str) -> list[str]:
-    texts = table.column(name)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ConfigurationError(
-                f"column {name!r} must hold texts, but in {table.place(row)} it holds {text!r}."
-            )
-    return list(texts)
+    lengths = [len(ids) for ids in rows]
+    return lengths, len(tokenizer.model_input_names), limit, tokenize.num_cut
 
 
 def _load_tokenizer(path: str) -> Any:
@@ -140,11 +133,11 @@ def _load_tokenizer(path: str) -> Any:
 
 
 def _print_lengths(
-    console: Console, data: str, lengths: Sequence[int], num_cut: int, max_length: int | None
+    console: Console, data: str, lengths: Sequence[int], num_cut: int, limit: int | None
 ) -> None:
     ordered = sorted(lengths)
     middle, high = ordered[len(ordered) // 2], ordered[(len(ordered) * 95) // 100]
-    cut = f"; {num_cut} cut to {max_length}" if num_cut else ""
+    cut = f"; {num_cut} cut to {limit}" if num_cut else ""
     console.print(
         f"{len(lengths)} texts in {data}: {ordered[0]} to {ordered[-1]} tokens, half of them up to "
         f"{middle}, 95 % up to {high}{cut}.",

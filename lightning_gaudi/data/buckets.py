@@ -67,13 +67,17 @@ def choose_buckets(lengths: Lengths, num_buckets: int, *, multiple_of: int = 1) 
     return plan_buckets(lengths, num_buckets, multiple_of=multiple_of)[-1].buckets
 
 
-def plan_buckets(lengths: Lengths, max_buckets: int, *, multiple_of: int = 1) -> list[BucketPlan]:
+def plan_buckets(
+    lengths: Lengths, max_buckets: int, *, multiple_of: int = 1, limit: int | None = None
+) -> list[BucketPlan]:
     """Give the best buckets for every number of them from 1 to ``max_buckets``, in one go.
 
     Args:
         lengths: Tokens in each row.
         max_buckets: The most buckets to consider.
         multiple_of: What each size must be a multiple of.
+        limit: The largest size that rounding up to such a multiple may give, as where a model has
+            no more positions; None for no limit.
 
     Returns:
         One plan for 1 bucket, one for 2 and so on. The list ends early where the rows have fewer
@@ -91,6 +95,8 @@ def plan_buckets(lengths: Lengths, max_buckets: int, *, multiple_of: int = 1) ->
             "least one row."
         )
     rounded = -(-np.maximum(values, 1) // multiple_of) * multiple_of
+    if limit is not None:
+        rounded = np.minimum(rounded, max(limit, int(values.max())))
     distinct, counts = np.unique(rounded, return_counts=True)
     sizes: list[int] = distinct.tolist()
     up_to: list[int] = np.cumsum(counts).tolist()

@@ -50,6 +50,7 @@ def forecast_buckets(
     max_buckets: int = 32,
     *,
     multiple_of: int = 1,
+    limit: int | None = None,
     num_fields: int = 2,
 ) -> list[Forecast]:
     """Forecast the best buckets for every number of them.
@@ -59,6 +60,7 @@ def forecast_buckets(
         batch_size: Rows in a batch.
         max_buckets: The most buckets to consider.
         multiple_of: What each bucket must be a multiple of.
+        limit: The largest bucket that rounding up to such a multiple may give.
         num_fields: Tensors in a batch with a number for each token: ``input_ids``,
             ``attention_mask`` and so on.
 
@@ -71,7 +73,7 @@ def forecast_buckets(
     """
     _check_counts(batch_size=batch_size, num_fields=num_fields)
     forecasts = []
-    for plan in plan_buckets(lengths, max_buckets, multiple_of=multiple_of):
+    for plan in plan_buckets(lengths, max_buckets, multiple_of=multiple_of, limit=limit):
         numbers = bucket_numbers(lengths, plan.buckets)
         rows = np.bincount(numbers, minlength=len(plan.buckets)).tolist()
         sizes = [batch_size] * len(plan.buckets)

@@ -10,7 +10,7 @@ import lightning as L
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_gaudi.data.buckets import checked_buckets, choose_buckets
+from lightning_gaudi.data.buckets import checked_buckets, choose_buckets, plan_buckets
 from lightning_gaudi.data.collate import BucketCollator, Side, TooLong
 from lightning_gaudi.data.loader import BucketLoader
 from lightning_gaudi.data.resume import make_resumable
@@ -308,9 +308,11 @@ class TextDataModule(L.LightningDataModule):
     def _chosen(self, found: TextRows, limit: int | None) -> list[int]:
         if not len(found.lengths):
             return [1]
-        chosen = choose_buckets(found.lengths, self.num_buckets, multiple_of=self.multiple_of)
         # A model may have no positions beyond its limit for what rounding up adds.
-        return sorted({min(n, limit) if limit else n for n in chosen})
+        plans = plan_buckets(
+            found.lengths, self.num_buckets, multiple_of=self.multiple_of, limit=limit
+        )
+        return plans[-1].buckets
 
     def _loader(self, split: Split, *, shuffle: bool = False) -> DataLoader[Any]:
         if split not in self._rows:

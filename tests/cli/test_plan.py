@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lightning_gaudi.cli import main
+from lightning_gaudi.data import TextDataModule
 from lightning_gaudi.data.plan import forecast_buckets, forecast_unbucketed
 
 
@@ -97,6 +98,34 @@ def test_pairs_count_together_and_long_texts_are_cut(data, tokenizer, capsys):
     assert "1 to 8 tokens, half of them up to 8, 95 % up to 8; 3 cut to 8." in cut
 
 
+def test_texts_are_cut_where_text_data_module_cuts_them(data, tokenizer, capsys, tmp_path):
+    short = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+    short.model_max_length = 9
+    short.save_pretrained(tmp_path / "short")
+    out = plan(
+        data,
+        *("--tokenizer", str(tmp_path / "short"), "--batch-size", "2", "--multiple-of", "4"),
+        *("--max-buckets", "3", "--max-padding", "0.9", "--json", str(tmp_path / "plan.json")),
+        capsys=capsys,
+    )
+    assert "1 to 9 tokens, half of them up to 8, 95 % up to 9; 2 cut to 9." in out
+    forecasts = json.loads((tmp_path / "plan.json").read_text())["forecasts"]
+    assert [f["buckets"] for f in forecasts] == [[9], [4, 9], [4, 8, 9]]
+    given = TextDataModule(
+        str(tmp_path / "short"), train=data, label_column=None, num_buckets=3, multiple_of=4
+    )
+    given.setup("fit")
+    assert given.buckets == [4, 8, 9]
+
+
+def test_texts_of_no_token(tmp_path, tokenizer, capsys):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": ""}\n' * 3)
+    options = ("--tokenizer", tokenizer, "--batch-size", "2", "--plot", str(tmp_path / "plan.png"))
+    assert "3 texts" in (out := plan(str(path), *options, capsys=capsys))
+    assert "Use 1 buckets" in out
+
+
 def test_many_graphs_need_room(tmp_path, tokenizer, capsys):
     path = tmp_path / "texts.txt"
     path.write_text("\n".join("a " * n for n in range(1, 25)))
@@ -115,7 +144,7 @@ def test_many_graphs_need_room(tmp_path, tokenizer, capsys):
         (["--max-padding", "12"], "max_padding must be a fraction from 0 to 1, but it is 12.0"),
         (["--multiple-of", "0"], "multiple_of must be a whole number above 0, but it is 0"),
         (["--text-column", "body"], "there is no column 'body'"),
-        (["--text-column", "number"], "column 'number' must hold texts, but in"),
+        (["--text-column", "number"], "which is no text. Give a string in every row"),
         (["--tokenizer", "missing"], "with a tokenizer. Save one there with"),
         (["--plot", "/dev/null/plan.png"], "/dev/null"),
     ],
