@@ -80,10 +80,19 @@ def test_docstrings_are_real_distinct_and_in_a_fixed_order(monkeypatch):
 def test_readme_snippets_run(run_python):
     text = (ROOT / "README.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 2
+    assert len(snippets) == 4
     result = run_python(
         "\n".join(snippets)
         + """
+from lightning_gaudi.testing import hpu_budget
+
+assert buckets == [9, 30]
+shapes = [tuple(batch["input_ids"].shape) for batch in loader]
+assert shapes == [(2, 30), (2, 9), (2, 9), (1, 9)], shapes
+limits = {mark.name: mark.kwargs for mark in test_my_step_keeps_its_shapes.pytestmark}
+with hpu_budget(**limits["hpu_budget"]) as spent:
+    test_my_step_keeps_its_shapes()
+assert spent.counts.compilations > 0
 steps = [e for e in events if e.kind == "mark_step"]
 assert len(steps) >= 2 * 2 * 4, events
 assert 0 < len([e for e in events if e.kind == "compile"]) < 12, events
