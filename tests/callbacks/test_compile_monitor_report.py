@@ -269,6 +269,55 @@ def test_a_long_run_keeps_its_counts_in_few_rows(monkeypatch):
     assert [row.is_warmup for row in books.rows[:2]] == [True, False]
 
 
+@pytest.mark.parametrize("num_fit", [1, 3, 10])
+def test_stages_that_take_turns_shrink_too(monkeypatch, num_fit):
+    """As where a fit validates every few steps; rows and time must not grow with the run."""
+    monkeypatch.setattr(ledger, "_MAX_ROWS", 64)
+    books = Ledger(warmup_steps=2)
+    for turn in range(300):
+        for _ in range(num_fit):
+            books.add_step("fit", taken(*[read_event()] * (turn % 2)))
+            books.add_to_step("fit", taken(read_event()))
+        books.add_step("validate", taken(*[shapes_event()] * (turn == 200)))
+    assert len(books.rows) <= 64
+    for stage, steps in (("fit", 300 * num_fit), ("validate", 300)):
+        rows = [row for row in books.rows if row.stage == stage]
+        assert sum(row.num_steps for row in rows) == steps
+        starts = [row.first_step for row in rows]
+        ends = [row.first_step + row.num_steps for row in rows]
+        assert starts == [1, *ends[:-1]]
+    assert sum((row.counts for row in books.rows), Counts()) == books.total
+    assert books.total.host_reads == 450 * num_fit
+    (row,) = [row for row in books.rows if row.counts.compilations]
+    assert row.first_step <= 201 < row.first_step + row.num_steps
+    assert abs(books.rows.index(row) / len(books.rows) - 2 / 3) < 0.1
+    bars = figure_of([("", facts_of(books, **ABOUT))]).axes[0].containers[0]
+    assert sum(bar.get_height() for bar in bars) == 1
+
+
+def test_the_picture_of_stages_that_take_turns_has_few_bars():
+    books = Ledger(warmup_steps=0)
+    for _ in range(3000):
+        books.add_step("fit", taken(read_event()))
+        books.add_step("validate", taken())
+    bars = figure_of([("", facts_of(books, **ABOUT))]).axes[1].containers[0]
+    assert len(bars) < 1000
+    assert sum(bar.get_height() for bar in bars) == 3000
+
+
+def test_ever_new_findings_are_added_up(monkeypatch):
+    """A card tells a compilation by the batch's shapes only, and there may be ever new ones."""
+    monkeypatch.setattr(ledger, "_MAX_FINDINGS", 10)
+    books = Ledger(warmup_steps=0)
+    for length in range(100):
+        event = Event(kind="compile", cause="", line="", detail=f"batch of [8, {length}]:int64")
+        books.add_step("fit", taken(event))
+    found = books.worst("compilation")
+    assert len(found) == 11
+    assert found[0].describe() == "(line unknown) in other places 90 times"
+    assert sum(finding.num_late for finding in found) == 100
+
+
 def test_what_comes_after_a_step_belongs_to_it():
     books = Ledger(warmup_steps=1)
     books.add_step("fit", taken())
@@ -321,6 +370,7 @@ def test_paths_are_short(monkeypatch, tmp_path):
         (("host_read", "", "indexing with a mask", []), "masked_fill"),
         (("host_read", "", "print or repr", []), "Printing"),
         (("host_read", "", "masked_select", []), "masked_fill"),
+        (("host_read", "", "equal", []), "first padded batch"),
         (("host_copy", "", ".cpu()", []), "copy once for many steps"),
         (("cpu_fallback", "", "_linalg_eigh", []), "PT_HPU_PLACE_ON_CPU"),
     ],

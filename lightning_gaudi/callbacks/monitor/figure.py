@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_gaudi.callbacks.monitor.findings import count_of
+from lightning_gaudi.callbacks.monitor.ledger import places_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,22 +96,17 @@ _COLOR_NAMES = {"validate": "blue", "test": "violet", "predict": "green"}
 
 
 def _bars(timeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Steps as at most a few hundred bars: neighbours of one stage together."""
+    """Steps as at most some hundred bars: those of one stage that come close together."""
     num_steps = sum(row["num_steps"] for row in timeline)
     width = -(-num_steps // _MAX_BARS)
     bars: list[dict[str, Any]] = []
-    for row in timeline:
-        last = bars[-1] if bars else None
-        if (
-            last is not None
-            and (last["stage"], last["is_warmup"]) == (row["stage"], row["is_warmup"])
-            and last["num_steps"] + row["num_steps"] <= width
-        ):
-            last["num_steps"] += row["num_steps"]
-            for name, _, _ in _ROWS:
-                last[name] += row[name]
-        else:
+    keys = [(row["stage"], row["is_warmup"], row["num_steps"]) for row in timeline]
+    for row, place in zip(timeline, places_of(keys, width), strict=True):
+        if place == len(bars):
             bars.append(dict(row))
+        else:
+            for name in ("num_steps", *(name for name, _, _ in _ROWS)):
+                bars[place][name] += row[name]
     return bars
 
 

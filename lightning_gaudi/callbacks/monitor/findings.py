@@ -165,6 +165,11 @@ def key_of(event: Event) -> Key:
     return kind, event.library or event.line, bool(event.library), cause, ""
 
 
+def others_of(key: Key) -> Key:
+    """The finding that takes what there is no room for any more."""
+    return key[0], "", False, "in other places", ""
+
+
 def finding_for(key: Key) -> Finding:
     """A finding that nothing is noted in yet."""
     kind, line, is_library, cause, reason = key

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lightning_gaudi.callbacks.monitor.findings import Finding, Key, finding_for, key_of
+from lightning_gaudi.callbacks.monitor.findings import Finding, Key, finding_for, key_of, others_of
 from lightning_gaudi.runtime.recording import Counts, Event, Taken
 
 # Beyond this many rows neighbours are added up, so that a long run needs no more memory.
 _MAX_ROWS = 8192
+# A card names no line, only the batch's shapes, of which there may be ever new ones.
+_MAX_FINDINGS = 1000
 
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """One step of a stage, or several neighbours in a long run.
+    """One step of a stage, or in a long run several that came close together.
 
     Attributes:
         stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
@@ -55,7 +57,7 @@ class Ledger:
     Attributes:
         warmup_steps: As given.
         stages: Totals by stage, in the order in which they began.
-        rows: The steps in the order in which they ran.
+        rows: The steps in the order in which they ran; added up, by their first.
         findings: What was found, by kind, line and cause.
     """
 
@@ -64,7 +66,10 @@ class Ledger:
         self.stages: dict[str, StageTotals] = {}
         self.rows: list[Row] = []
         self.findings: dict[Key, Finding] = {}
-        self._steps_per_row = 1
+        self._last: Row  # the latest step's
+        self._window: dict[str, Row] = {}  # the rows that the next step may join, by stage
+        self._num_in_window = 0  # steps
+        self._steps_per_window = 1
 
     @property
     def late(self) -> Counts:
@@ -85,24 +90,24 @@ class Ledger:
         totals = self.totals_of(stage)
         totals.num_steps += 1
         is_warmup = totals.num_steps <= self.warmup_steps
-        last = self.rows[-1] if self.rows else None
-        if (
-            last is not None
-            and last.stage == stage
-            and last.is_warmup == is_warmup
-            and last.num_steps < self._steps_per_row
-        ):
-            last.num_steps += 1
+        row = self._window.get(stage)
+        if row is not None and row.is_warmup == is_warmup:
+            row.num_steps += 1
         else:
             self._make_room()
             row = Row(stage=stage, first_step=totals.num_steps, is_warmup=is_warmup)
             self.rows.append(row)
+            self._window[stage] = row
+        self._last = row
+        self._num_in_window += 1
+        if self._num_in_window >= self._steps_per_window:
+            self._window, self._num_in_window = {}, 0
         self.add_to_step(stage, taken)
 
     def add_to_step(self, stage: str, taken: Taken) -> None:
         """More has happened that belongs to the last step, such as its progress bar."""
         totals = self.totals_of(stage)
-        row = self.rows[-1]
+        row = self._last
         row.counts += taken.counts
         totals.counts += taken.counts
         if not row.is_warmup:
@@ -128,24 +133,45 @@ class Ledger:
         for event in events:
             key = key_of(event)
             finding = self.findings.get(key)
+            if finding is None and len(self.findings) >= _MAX_FINDINGS:
+                key = others_of(key)
+                finding = self.findings.get(key)
             if finding is None:
                 finding = self.findings[key] = finding_for(key)
             finding.note(event, step, is_late=is_late)
 
     def _make_room(self) -> None:
-        if len(self.rows) < _MAX_ROWS:
-            return
-        self._steps_per_row *= 2
-        merged: list[Row] = []
-        for row in self.rows:
-            last = merged[-1] if merged else None
-            if (
-                last is not None
-                and (last.stage, last.is_warmup) == (row.stage, row.is_warmup)
-                and last.num_steps + row.num_steps <= self._steps_per_row
-            ):
-                last.num_steps += row.num_steps
-                last.counts += row.counts
-            else:
-                merged.append(row)
-        self.rows = merged
+        while len(self.rows) >= _MAX_ROWS:
+            self._steps_per_window *= 2
+            merged: list[Row] = []
+            keys = [(row.stage, row.is_warmup, row.num_steps) for row in self.rows]
+            for row, place in zip(self.rows, places_of(keys, self._steps_per_window), strict=True):
+                if place == len(merged):
+                    merged.append(row)
+                else:
+                    merged[place].num_steps += row.num_steps
+                    merged[place].counts += row.counts
+            self.rows, self._window, self._num_in_window = merged, {}, 0
+
+
+def places_of(rows: Iterable[tuple[str, bool, int]], width: int) -> list[int]:
+    """Where rows go that are added up, so that stages which take turns shrink like one alone.
+
+    Args:
+        rows: Stage, whether it is warm-up, and number of steps of each row.
+        width: Within how many steps those of the same stage are added up.
+
+    Returns:
+        For each row the number of the row that it joins. One that joins none gets the next number.
+    """
+    places: list[int] = []
+    window: dict[tuple[str, bool], int] = {}
+    num_in_window = num_rows = 0
+    for stage, is_warmup, num_steps in rows:
+        if num_in_window + num_steps > width:
+            window, num_in_window = {}, 0
+        num_in_window += num_steps
+        place = window.setdefault((stage, is_warmup), num_rows)
+        num_rows += place == num_rows
+        places.append(place)
+    return places

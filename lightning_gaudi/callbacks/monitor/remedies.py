@@ -34,6 +34,11 @@ _VALUE = (
     "Take it out of the step: log the tensor itself (self.log(name, tensor)), add up on the device "
     "and read once an epoch, and decide with torch.where in place of if."
 )
+_EQUAL = (
+    "Where your line compares nothing, it is HPUGraphCallback's check of the first padded batch of "
+    "each shape: fill up the smaller last batch (BucketBatchSampler), drop it (drop_last=True), "
+    "or allow for it. Else compare on the device and read once an epoch."
+)
 _SHAPE = (
     "Its result's shape depends on data, so the host must wait. Use a fixed shape: torch.where or "
     "masked_fill in place of selecting, a mask that is multiplied in place of indexing."
@@ -113,6 +118,8 @@ def remedy_for(
         return _MASKS
     if cause.startswith("print"):
         return _PRINT
+    if cause == "equal":
+        return _EQUAL
     return _SHAPE if cause.split(".")[0].startswith(_SHAPE_READS) else _VALUE
 
 
