@@ -6,8 +6,8 @@ mode; it costs a few microseconds an op. The guard of captures asks `read_of` th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -121,13 +121,20 @@ def _is_on_host(value: Any) -> bool:
 class HostReadMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down each host read and each copy to the host, with the user's line.
 
+    Modes must end in the opposite order of their beginning; `recorded_host_reads` need not.
+
+    Args:
+        records: Lists that take what it sees, while they are in there; None for `events` alone.
+
     Attributes:
         events: What it has seen: ``host_read`` and ``d2h``. Whoever reads it may empty it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, records: list[list[Event]] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
+        self._records = [self.events] if records is None else records
+        self._num_noted = 0
         self._patches = ExitStack()
         self._depth = 0  # of Python methods that are one read together
 
@@ -162,9 +169,10 @@ class HostReadMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, kind: EventKind, cause: str) -> None:
         place = spell(locate())
-        self.events.append(
-            Event(kind=kind, cause=cause, line=place.line, library=place.library, via=place.via)
-        )
+        event = Event(kind=kind, cause=cause, line=place.line, library=place.library, via=place.via)
+        self._num_noted += 1
+        for record in self._records:
+            record.append(event)
 
     def _watched(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         """A method of tensors that reads the device, noted as one read."""
@@ -175,14 +183,43 @@ class HostReadMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return original(tensor, *args, **kwargs)
             if is_whole:
                 self._note("host_read", name.strip("_"))
-            num_before = len(self.events)
+            num_before = self._num_noted
             self._depth += is_whole
             try:
                 value = original(tensor, *args, **kwargs)
             finally:
                 self._depth -= is_whole
-            if not is_whole and len(self.events) == num_before:
+            if not is_whole and self._num_noted == num_before:
                 self._note("host_read", name)
             return value
 
         return method
+
+
+_records: list[list[Event]] = []
+_shared: HostReadMode | None = None
+
+
+@contextmanager
+def recorded_host_reads() -> Iterator[list[Event]]:
+    """Record host reads and copies to the host; several records may end in any order.
+
+    They share one mode, which ends with the last of them: two callbacks of a Trainer begin and end
+    in the same order, and modes and patches of their own would not come off again.
+
+    Yields:
+        The events so far. Whoever reads it may empty it.
+    """
+    global _shared
+    events: list[Event] = []
+    if _shared is None:
+        _shared = HostReadMode(_records).__enter__()
+    _records.append(events)
+    try:
+        yield events
+    finally:
+        # By identity: two open records with equal contents are equal lists.
+        _records[:] = [other for other in _records if other is not events]
+        if not _records:
+            mode, _shared = _shared, None
+            mode.__exit__(None, None, None)

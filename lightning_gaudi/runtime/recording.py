@@ -16,7 +16,7 @@ from typing import Any
 from lightning_gaudi import emulator
 from lightning_gaudi.emulator import Event, Reason, ShapeChange
 from lightning_gaudi.runtime import loading, metrics
-from lightning_gaudi.runtime.host_reads import HostReadMode
+from lightning_gaudi.runtime.host_reads import recorded_host_reads
 
 __all__ = ["Counts", "Event", "Reason", "Recording", "ShapeChange", "Taken", "open_recording"]
 
@@ -132,7 +132,7 @@ class _CardRecording(Recording):
     def __init__(self, *, host_reads: bool) -> None:
         self.has_host_reads = host_reads
         self._stack = ExitStack()
-        self._mode = self._stack.enter_context(HostReadMode()) if host_reads else None
+        self._reads = self._stack.enter_context(recorded_host_reads()) if host_reads else []
         self._before = metrics.counters()
         self._ops_before = metrics.cpu_fallback_ops()
 
@@ -140,10 +140,8 @@ class _CardRecording(Recording):
         now = metrics.counters()
         counted = now - self._before
         self._before = now
-        events: list[Event] = []
-        if self._mode is not None:
-            events += self._mode.events
-            self._mode.events.clear()
+        events = tuple(self._reads)
+        self._reads.clear()
         kinds: Counter[Any] = Counter([event.kind for event in events])
         return Taken(
             counts=Counts(

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_gaudi import emulator
 from lightning_gaudi.emulator import accounting, events
 from lightning_gaudi.runtime import loading, metrics
-from lightning_gaudi.runtime.host_reads import HostReadMode
+from lightning_gaudi.runtime.host_reads import HostReadMode, recorded_host_reads
 from lightning_gaudi.runtime.recording import Counts, open_recording
 from lightning_gaudi.runtime.step import mark_step
 
@@ -108,6 +108,26 @@ def test_the_mode_ends_on_an_exception():
         raise KeyError
     x().tolist()
     assert mode.events == []
+
+
+def test_records_may_end_in_the_order_of_their_beginning():
+    """As two callbacks of one Trainer do."""
+    methods = {name: getattr(torch.Tensor, name) for name in ("tolist", "__float__", "__repr__")}
+    first, second = recorded_host_reads(), recorded_host_reads()
+    reads, more_reads = first.__enter__(), second.__enter__()
+    x().tolist()
+    first.__exit__(None, None, None)
+    x()[0].item()
+    second.__exit__(None, None, None)
+    x().tolist()
+    causes = [[e.cause for e in each if e.kind == "host_read"] for each in (reads, more_reads)]
+    assert causes == [["tolist"], ["tolist", "_local_scalar_dense"]]
+    for name, method in methods.items():
+        assert getattr(torch.Tensor, name) is method
+    with recorded_host_reads() as again, pytest.raises(KeyError):
+        x()[0].item()
+        raise KeyError
+    assert len(again) == 1
 
 
 @pytest.fixture
