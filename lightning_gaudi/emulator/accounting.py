@@ -14,7 +14,9 @@ In eager mode every op is a graph of its own.
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -55,6 +57,7 @@ class RecipeCache:
 
     def __init__(self) -> None:
         self._recipes: dict[tuple[Any, ...], int] = {}
+        self._num_again: Counter[tuple[Any, ...]] = Counter()  # compilations of a known recipe
         self._known = KnownRecipes()
         self.compiled = KnownRecipes()  # the graphs of torch.compile
         self.num_compilations = 0
@@ -79,6 +82,8 @@ class RecipeCache:
             yield
         finally:
             for key, hits in self._recipes.items():
+                if key in before:
+                    self._num_again[key] += 1
                 before[key] = before.get(key, 0) + hits
             self._recipes, self.compiled = before, known
 
@@ -97,8 +102,8 @@ class RecipeCache:
         return {f"recipe_{i}": hits for i, hits in enumerate(self._recipes.values()) if hits}
 
     def misses_by_recipe(self) -> dict[str, int]:
-        """One miss for each recipe: the one that compiled it."""
-        return {f"recipe_{i}": 1 for i in range(len(self._recipes))}
+        """How often each recipe was compiled: once, and again where it was not to be known."""
+        return {f"recipe_{i}": 1 + self._num_again[key] for i, key in enumerate(self._recipes)}
 
 
 cache = RecipeCache()
@@ -137,7 +142,9 @@ def flush(cause: str) -> None:
     if graph.num_compute:
         events.emit("flush", cause)
         _compile(graph, cause)
-    graph.ops.clear()  # tensors keep their graph, to know that it is not the pending one
+    # Tensors keep their graph, to know that it is not the pending one.
+    graph.ops.clear()
+    graph.inputs.clear()
 
 
 def close_eager(cause: str) -> None:
@@ -214,7 +221,7 @@ def describe(
             on_host += value.dim() > 0
             part.append(_HostTensor((value.dtype, value.shape)))
         else:
-            part.append((kind, value))
+            part.append((kind, value if value == value else math.nan))  # NaN as itself, once
     for name, value in kwargs.items() if kwargs else ():
         is_ignored = name in ignored or (name in info.ignored_unless_one and value != 1)
         if is_ignored and not isinstance(value, Tensor):
@@ -246,7 +253,7 @@ def _part_of_item(graph: LazyGraph, value: Any) -> Any:
         return tuple([_part_of_item(graph, item) for item in value])
     if isinstance(value, Tensor):
         return _HostTensor((value.dtype, value.shape))
-    return (kind, value)
+    return (kind, value if value == value else math.nan)
 
 
 def fall_back(name: str) -> None:

@@ -97,6 +97,12 @@ class NotedOps(list[tuple[Any, ...]]):
         self.places.append(locate(stops_at_loop=True))
         self.num_inputs.append(len(self._inputs))
 
+    def clear(self) -> None:
+        """Forget everything. Tensors keep their graph, and a loss may be kept of every step."""
+        super().clear()
+        self.places.clear()
+        self.num_inputs.clear()
+
     def place_of(self, number: int) -> Place:
         """Where an op was called."""
         raw = self.places[number] if number < len(self.places) else None

@@ -17,9 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
-_STDLIB = str(Path(sysconfig.get_paths()["stdlib"]).resolve())
+_PACKAGE = Path(__file__).resolve().parent.parent
+_OURS = (_PACKAGE, _PACKAGE.with_name("lightning_gaudi_autoload"))
+_STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
 _LIBRARY_FOLDERS = ("site-packages", "dist-packages")
+_INTERNAL_PACKAGES = ("torch", "lightning_gaudi", "lightning_gaudi_autoload")
+# Code that PyTorch (fx) and Python itself make up while the program runs.
+_MADE_UP = ("<frozen", "<eval_with_key>")
 # What calls users' steps. Nothing that a user's step calls passes through these (``self.log`` ends
 # in the trainer's connectors, which are not among them).
 _LOOPS = (
@@ -58,19 +62,18 @@ library's, and whether a training loop lies between. A file that was not found i
 
 def _classify(filename: str) -> str:
     if filename.startswith("<"):
-        return "internal" if filename.startswith("<frozen") else "user"
+        return "internal" if filename.startswith(_MADE_UP) else "user"
     path = Path(filename).resolve()
-    text = str(path)
-    if text.startswith(_PACKAGE):
+    if any(path.is_relative_to(folder) for folder in _OURS):
         return "internal"
     parts = path.parts
     for folder in _LIBRARY_FOLDERS:
         if folder in parts:
             after = parts[parts.index(folder) + 1 :]
-            if after and after[0] in ("torch", "lightning_gaudi"):
+            if after and after[0] in _INTERNAL_PACKAGES:
                 return "internal"
             return "loop" if any(after[: len(loop)] == loop for loop in _LOOPS) else "library"
-    return "internal" if text.startswith(_STDLIB) else "user"
+    return "internal" if path.is_relative_to(_STDLIB) else "user"
 
 
 def _origin(filename: str) -> str:

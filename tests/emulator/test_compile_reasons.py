@@ -259,6 +259,36 @@ def test_inputs_refilled_in_one_op_are_named_too():
     assert {change.op for change in reason.shapes} == {"_foreach_copy_"}
 
 
+def test_a_kept_tensor_does_not_keep_the_lines_of_its_graph():
+    kept = []
+    with emulator.record(reasons=True):
+        for _ in range(3):
+            tensor = torch.ones(2, device="hpu")
+            for _ in range(10):
+                tensor = tensor * 2
+            kept.append(tensor.sum())
+            htcore.mark_step()
+    for tensor in kept:
+        graph = tensor._node[0]
+        assert not graph.ops
+        assert not graph.inputs
+        assert not graph.ops.places
+        assert not graph.ops.num_inputs
+
+
+def test_nan_is_a_constant_like_any_other():
+    """It differs from itself, but the card compiles by its bits."""
+    x = torch.ones(3, device="hpu")
+    htcore.mark_step()
+    with emulator.record() as recorded:
+        for _ in range(3):
+            x.nan_to_num(nan=float("nan"))
+            htcore.mark_step()
+            torch.nn.functional.pad(x, (1, 1), value=float("nan"))
+            htcore.mark_step()
+    assert len([event for event in recorded if event.kind == "compile"]) <= 2
+
+
 def test_lines_of_a_users_own_code_and_of_none():
     assert spell(locate()).line == f"{__file__}:{inspect.currentframe().f_lineno}"
     assert spell(("", 0, "lib.py", 3, False)) == ("lib.py:3", "lib.py:3", "")
