@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
+from rich.console import RenderableType
+from rich.text import Text
 from typing_extensions import override
 
 from lightning_gaudi.callbacks.monitor.budget import exceeded, message_for
 from lightning_gaudi.callbacks.monitor.facts import facts_of
 from lightning_gaudi.callbacks.monitor.ledger import Ledger
 from lightning_gaudi.callbacks.monitor.options import OnExceed, check_limits, check_options
-from lightning_gaudi.callbacks.monitor.table import tables_of
+from lightning_gaudi.callbacks.monitor.table import print_or_say_why, tables_of
 from lightning_gaudi.callbacks.monitor.watch import Watch
 from lightning_gaudi.errors import BudgetExceededError
 from lightning_gaudi.runtime import device, loading
@@ -47,8 +48,8 @@ class CompileMonitor(Callback):
         max_host_reads: How many host reads are allowed after the warm-up; None for any number.
             Those of libraries count too.
         warmup_steps: The first steps of each stage that budgets leave out.
-        on_exceed: What happens at the end of the step that exceeds a budget: ``"warn"`` once, or
-            ``"raise"``. On several ranks each counts its own.
+        on_exceed: What happens at the end of the step that exceeds a budget, or of the stage:
+            ``"warn"`` once, or ``"raise"``. On several ranks each counts its own.
         log_every_n_steps: In a fit, how often counts go to the Trainer's loggers, as
             ``compile_monitor/compilations`` and so on: sums since the last time. None takes the
             Trainer's. Other stages log ``compile_monitor/validate/compilations`` at their end.
@@ -142,8 +143,7 @@ class CompileMonitor(Callback):
         }
         self._stage, self._is_in_tail = "setup", False
         self._watch = Watch(trainer, host_reads=looks)
-        self._has_lines = self._watch.has_lines
-        self._has_host_reads = self._watch.has_host_reads
+        self._has_lines, self._has_host_reads = self._watch.has_lines, self._watch.has_host_reads
 
     @override
     def on_exception(
@@ -178,7 +178,7 @@ class CompileMonitor(Callback):
                 self._warn_once(f"CompileMonitor could not write its report: {error}")
                 return
             if not rank:
-                Console().print(f"Compile monitor: {page}", soft_wrap=True, highlight=False)
+                self._print(Text(f"Compile monitor: {page}"))  # a path may look like markup
 
     def _close(self) -> None:
         if self._watch is not None:
@@ -187,7 +187,11 @@ class CompileMonitor(Callback):
 
     def print_table(self) -> None:
         """Print the counts, and the lines behind them."""
-        Console().print(tables_of(self.ledger, has_host_reads=self._has_host_reads))
+        self._print(tables_of(self.ledger, has_host_reads=self._has_host_reads))
+
+    def _print(self, what: RenderableType) -> None:
+        if error := print_or_say_why(what):
+            self._warn_once(f"CompileMonitor could not print what it found: {error}")
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -240,6 +244,7 @@ class CompileMonitor(Callback):
             }
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step)
+        self._check_budgets()
         self._stage = "fit" if trainer.state.fn == "fit" else self._stage
 
     def _log_step(self, trainer: Trainer) -> None:
@@ -322,6 +327,7 @@ class CompileMonitor(Callback):
         """The fit ends."""
         self._look(trainer)
         self._log_step(trainer)
+        self._check_budgets()
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_gaudi.callbacks.monitor.findings import Finding, count_of
-from lightning_gaudi.callbacks.monitor.ledger import Ledger
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.runtime.recording import Counts
 
@@ -81,8 +80,3 @@ def message_for(excess: Excess, setting: str, when: str, findings: Iterable[Find
     if not found:
         lines.append("  A card does not say on which lines; the emulated HPU does.")
     return "\n".join(lines)
-
-
-def late_findings(ledger: Ledger, excess: Excess) -> list[Finding]:
-    """What tells of an exceeded limit, the worst first."""
-    return ledger.worst(excess.kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from rich.console import Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -67,6 +67,19 @@ def tables_of(ledger: Ledger, *, has_host_reads: bool) -> Group:
     if len(findings) > _MAX_LINES:
         lines.add_row("", "", f"and {len(findings) - _MAX_LINES} more lines")
     return Group(counts, lines)
+
+
+def print_or_say_why(what: RenderableType) -> str:
+    """Print something; a closed pipe, say, must not hide the run's result.
+
+    Returns:
+        Why it could not be printed; empty where it was.
+    """
+    try:
+        Console().print(what, soft_wrap=isinstance(what, Text), highlight=False)
+    except (OSError, UnicodeError) as error:
+        return str(error)
+    return ""
 
 
 def _cell(finding: Finding) -> Text:
