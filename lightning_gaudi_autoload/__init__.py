@@ -7,6 +7,8 @@ which Python reads when it starts, calls `find_before_torch`.
 
 This is a package of its own because importing any module of `lightning_gaudi` imports Lightning,
 which nobody should pay for inside ``import torch``. Without the variable nothing is imported.
+
+PYTEST_DONT_REWRITE, since pytest warns of a package with a plugin that was imported before pytest.
 """
 
 from __future__ import annotations

@@ -279,3 +279,21 @@ def test_without_an_hpu_a_marked_test_fails_and_the_others_import_nothing(pytest
     assert "@pytest.mark.hpu_budget: no HPU: the Gaudi software" in output
     assert "export LIGHTNING_GAUDI_EMULATOR=1" in output
     assert "it ran" not in output
+
+
+@pytest.mark.slow
+def test_the_variable_exported_before_python_starts(pytester):
+    """As CI has it: the package is imported before pytest, which must not warn of that."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.hpu_budget(compilations=0)
+        def test_marked():
+            import torch
+            torch.ones(3, device="hpu")
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error", "-n", "1")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["hpu_budget(compilations=0) is exceeded: 1 compilation in *"])
