@@ -331,7 +331,7 @@ class HPUGraphCallback(Callback):
         if self._installed and self._installed[-1].stage == stage:
             installation = self._installed.pop()
             installation.take_out()
-            self._warn_of_unused(installation)
+            self._warn_of_unused(installation, pl_module)
             self._warn_of_cold(installation)
             if not trainer.sanity_checking:
                 metrics = {f"hpu_graph/{name}": v for name, v in self.stats.as_dict().items()}
@@ -340,13 +340,16 @@ class HPUGraphCallback(Callback):
         if self._installed:
             self._installed[-1].put_in()
 
-    def _warn_of_unused(self, installation: Installation) -> None:
+    def _warn_of_unused(self, installation: Installation, pl_module: LightningModule) -> None:
         unused = installation.unused()
         if not unused or not (
             installation.warns_unused or len(unused) == len(installation.targets)
         ):
             return
         called = [counter.name for counter in installation.counters if counter.calls]
+        has_own = self.targets is None and hasattr(pl_module, "hpu_graph_targets")
+        if has_own and not called and len(unused) == len(installation.targets):
+            return  # the module knows its targets; there was nothing to do for any child
         self._warn_once(
             f"HPUGraphCallback: no step called {', '.join(map(repr, unused))}, so nothing of "
             "it was captured. Children that were called: "

@@ -176,6 +176,15 @@ def test_several_images_of_prompts_with_graphs(tmp_path):
     assert content(folder) == before
 
 
+def test_nothing_is_said_of_graphs_where_every_image_is_there(tmp_path):
+    run(tmp_path, num_images=2)
+    graphs = HPUGraphCallback()
+    writer, _, _ = run(tmp_path, graphs, num_images=2)  # a warning would be an error
+    assert (writer.num_left_out, graphs.stats.captures) == (2, 0)
+    with pytest.warns(UserWarning, match="no step called 'unet'"):  # named by the user
+        run(tmp_path, HPUGraphCallback(targets="unet"), num_images=2)
+
+
 TWO_RANKS = """
 import sys
 from pathlib import Path

@@ -63,6 +63,13 @@ def test_a_forward_that_no_step_calls_is_named_too():
         trainer(HPUGraphCallback()).predict(make(Bypassed), data())
 
 
+def test_a_target_of_the_modules_own_that_no_step_calls_is_named_too():
+    module = make()
+    module.hpu_graph_targets = ["unused"]
+    with pytest.warns(UserWarning, match="no step called 'unused'.*'body', 'head'"):
+        trainer(HPUGraphCallback()).predict(module, data())
+
+
 def test_an_unknown_target_is_an_error_that_lists_the_children():
     with pytest.raises(ConfigurationError, match=r"no submodule 'bdoy'.*'body', 'head', 'unused'"):
         trainer(HPUGraphCallback(targets=["bdoy"])).predict(make(), data())
