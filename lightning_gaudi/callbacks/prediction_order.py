@@ -25,6 +25,10 @@ class PredictionOrder(BasePredictionWriter):
     Lightning's. With several dataloaders there is one list for each. Where there are no rows at
     all Lightning runs no loop and ``trainer.predict`` returns None.
 
+    A module that predicts several times for each row has the number in ``predictions_per_row``, as
+    `DiffusionSampler` has for several images of a prompt. A row's prediction is then a list of
+    them, or a dict of such lists.
+
     A ``BasePredictionWriter`` that comes after it in ``callbacks`` is handed the rows with a batch
     of one row number each; one that comes before it, the batches with their row numbers.
 
@@ -70,7 +74,12 @@ class PredictionOrder(BasePredictionWriter):
         """Replace the predictions of batches by those of rows, in the lists that Lightning has."""
         loaders = [predictions] if len(batch_indices) == 1 else predictions
         for of_loader, batches in zip(loaders, batch_indices, strict=True):
-            rows = rows_by_number(of_loader, batches, gather=self.gather != "none")
+            rows = rows_by_number(
+                of_loader,
+                batches,
+                gather=self.gather != "none",
+                predictions_per_row=getattr(pl_module, "predictions_per_row", 1),
+            )
             if self.gather == "first" and not trainer.is_global_zero:
                 rows = {}
             of_loader[:] = rows.values()

@@ -81,7 +81,7 @@ class PredictionWriter(BasePredictionWriter):
         name_labels = getattr(pl_module, "name_labels", None)
         loaders = [predictions] if len(batch_indices) == 1 else predictions
         for index, (of_loader, batches) in enumerate(zip(loaders, batch_indices, strict=True)):
-            rows = self._rows(trainer, of_loader, batches)
+            rows = self._rows(trainer, pl_module, of_loader, batches)
             if trainer.is_global_zero:
                 behind = f"-{index}" if index else ""
                 path = self.path.with_stem(self.path.stem + behind)
@@ -90,11 +90,18 @@ class PredictionWriter(BasePredictionWriter):
                     _WRITERS[path.suffix](file, entries)
         trainer.strategy.barrier("PredictionWriter")
 
-    def _rows(self, trainer: Trainer, predictions: Sequence[Any], batches: Sequence[Any]) -> Rows:
+    def _rows(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Any],
+        batches: Sequence[Any],
+    ) -> Rows:
         if self._orders_before(trainer):
             # Rows already, each with a batch of its own number.
             return {numbers[0]: row for numbers, row in zip(batches, predictions, strict=True)}
-        return rows_by_number(predictions, batches)
+        per_row = getattr(pl_module, "predictions_per_row", 1)
+        return rows_by_number(predictions, batches, predictions_per_row=per_row)
 
     def _orders_before(self, trainer: Trainer) -> list[PredictionOrder]:
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

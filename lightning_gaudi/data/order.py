@@ -15,7 +15,11 @@ from lightning_gaudi.errors import ConfigurationError
 
 
 def in_data_order(
-    predictions: Sequence[Any], sampler: Iterable[Sequence[int]], *, gather: bool = True
+    predictions: Sequence[Any],
+    sampler: Iterable[Sequence[int]],
+    *,
+    gather: bool = True,
+    predictions_per_row: int = 1,
 ) -> list[Any]:
     """Split the predictions of batches into rows, and put these in the data set's order.
 
@@ -29,19 +33,28 @@ def in_data_order(
             that no batch had (``limit_predict_batches``) are left out.
         gather: Whether to take the rows of all ranks together, where ``torch.distributed`` is
             initialised. All ranks must then call this.
+        predictions_per_row: How many predictions there are of each row, one after the other.
 
     Returns:
-        One prediction for each row. Tensors are views of the batches' tensors.
+        One prediction for each row. Tensors are views of the batches' tensors. With several
+        predictions per row it is the list of them, or for mappings a dict of such lists.
 
     Raises:
         ConfigurationError: There are more or fewer predictions than batches, or a prediction does
             not have its batch's rows.
     """
-    return list(rows_by_number(predictions, sampler, gather=gather).values())
+    rows = rows_by_number(
+        predictions, sampler, gather=gather, predictions_per_row=predictions_per_row
+    )
+    return list(rows.values())
 
 
 def rows_by_number(
-    predictions: Sequence[Any], sampler: Iterable[Sequence[int]], *, gather: bool = True
+    predictions: Sequence[Any],
+    sampler: Iterable[Sequence[int]],
+    *,
+    gather: bool = True,
+    predictions_per_row: int = 1,
 ) -> dict[int, Any]:
     """Return what `in_data_order` does, with each row's number in the data set, ascending."""
     batches = list(sampler)
@@ -57,10 +70,23 @@ def rows_by_number(
     rows: dict[int, Any] = {}
     for of_rank in everyone:
         for numbers, prediction in of_rank:
-            for number, row in zip(numbers, split_rows(prediction, len(numbers)), strict=True):
+            split = split_rows(prediction, len(numbers) * predictions_per_row)
+            if predictions_per_row > 1:
+                split = _by_row(split, predictions_per_row)
+            for number, row in zip(numbers, split, strict=True):
                 if not isinstance(number, Filler):
                     rows.setdefault(int(number), row)
     return dict(sorted(rows.items()))
+
+
+def _by_row(predictions: Sequence[Any], number: int) -> list[Any]:
+    """Put each row's predictions together."""
+    rows: list[Any] = []
+    for start in range(0, len(predictions), number):
+        row = predictions[start : start + number]
+        is_columns = all(isinstance(each, dict) for each in row)
+        rows.append({n: [each[n] for each in row] for n in row[0]} if is_columns else list(row))
+    return rows
 
 
 def split_rows(prediction: Any, num_rows: int) -> list[Any]:

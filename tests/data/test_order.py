@@ -115,3 +115,15 @@ def test_repeats_and_fillers_are_dropped_and_rows_may_lack():
     results = [["a", "b"], ["c", "d"], ["e", "f"]]
     batches = [[5, Filler(5)], [2, 0], [5, Filler(9)]]
     assert in_data_order(results, batches) == ["d", "c", "a"]
+
+
+def test_several_predictions_of_each_row():
+    batches = [[1, 0], [2, Filler(2)]]
+    columns = [{"n": torch.arange(6), "t": list("abcdef")}, {"n": torch.arange(6), "t": [None] * 6}]
+    rows = in_data_order(columns, batches, predictions_per_row=3)
+    assert [[int(n) for n in row["n"]] for row in rows] == [[3, 4, 5], [0, 1, 2], [0, 1, 2]]
+    assert [row["t"] for row in rows] == [list("def"), list("abc"), [None] * 3]
+    plain = in_data_order([torch.arange(6), torch.arange(6)], batches, predictions_per_row=3)
+    assert [[int(n) for n in row] for row in plain] == [[3, 4, 5], [0, 1, 2], [0, 1, 2]]
+    with pytest.raises(ConfigurationError, match=r"has 6 rows, and its result\['n'\] is of shape"):
+        in_data_order([{"n": torch.arange(4)}], batches[:1], predictions_per_row=3)

@@ -154,6 +154,11 @@ class DiffusionSampler(LightningModule):
             targets.append(self._facts.decoder)
         return targets
 
+    @property
+    def predictions_per_row(self) -> int:
+        """Images of each row, one after the other: what `PredictionOrder` puts together."""
+        return self.options.num_images_per_prompt
+
     # --- Lightning ------------------------------------------------------------------------------
 
     @override

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from modules.diffusion.sampling import (
 )
 from torch.utils.data import DataLoader
 
+from lightning_gaudi.callbacks import PredictionOrder, PredictionWriter
 from lightning_gaudi.errors import HostReadError
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in FROM_NUMPY]
@@ -233,6 +235,24 @@ found = run.predict(module, DataLoader(PROMPTS[:5], batch_size=2, collate_fn=lis
 assert callback.stats.per_target["unet"].captures == 1, callback.stats
 torch.save(found, f"{sys.argv[1]}/rank{run.global_rank}.pt")
 """
+
+
+def test_several_images_of_a_prompt_in_the_datas_order(tmp_path):
+    """`PredictionOrder` and `PredictionWriter` put the images of a row together."""
+    pipe = stable_diffusion()
+    images = stock(pipe, 6, prompt=[prompt for prompt in PROMPTS[:3] for _ in range(2)])
+    for output_type in ("np", "pt"):
+        module = sampler(pipe, batch_size=2, num_images_per_prompt=2, output_type=output_type)
+        loader = DataLoader(PROMPTS[:3], batch_size=2, sampler=[2, 0, 1], collate_fn=list)
+        writer = PredictionWriter(tmp_path / f"{output_type}.jsonl", ["prompt", "seed"])
+        rows = trainer(writer, PredictionOrder()).predict(module, loader)
+        assert [row["prompt"] for row in rows] == [[prompt] * 2 for prompt in PROMPTS[:3]]
+        assert [row["seed"] for row in rows] == [[0, 1], [2, 3], [4, 5]]
+        found = np.stack([np.asarray(image) for row in rows for image in row["images"]])
+        found = found if output_type == "np" else found.transpose(0, 2, 3, 1)
+        assert_images(found, images, 1e-4)
+        lines = (tmp_path / f"{output_type}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["seed"] for line in lines] == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.slow
