@@ -195,10 +195,13 @@ class TextGenerationModule(LightningModule):
         """
         prompts = self._reader(batch)
         rows = prompts.token_ids
+        if not rows:
+            return {"token_ids": []} if self.tokenizer is None else {"token_ids": [], "text": []}
         seeds = prompts.seeds or [row_seed(self.settings.seed, row) for row in rows]
         size = self.batch_size or max(len(rows), self._loop.state.batch_size)
         buckets = self.buckets or self._buckets_of_data(dataloader_idx)
-        chosen = [bucket_for(longest, buckets) for longest in map(len, rows)]
+        limit = self._longest_prompt()
+        chosen = [bucket_for(longest, buckets, limit) for longest in map(len, rows)]
         longest = max([*(buckets or ()), *chosen])
         self._check_positions(longest)
         length = max(longest + self.settings.max_new_tokens, self._loop.state.length)
@@ -249,14 +252,19 @@ class TextGenerationModule(LightningModule):
         found = next((p.buckets for p in places if getattr(p, "buckets", None)), None)
         return check_buckets(found)
 
-    def _check_positions(self, longest: int) -> None:
+    def _longest_prompt(self) -> int | None:
+        """How many tokens of a prompt the model has positions for; None where it does not say."""
         config = self.model.config.get_text_config(decoder=True)
         known = getattr(config, "max_position_embeddings", None)
-        wanted = longest + self.settings.max_new_tokens
-        if isinstance(known, int) and wanted > known:
+        return known - self.settings.max_new_tokens if isinstance(known, int) else None
+
+    def _check_positions(self, longest: int) -> None:
+        limit = self._longest_prompt()
+        if limit is not None and longest > limit:
+            num_new = self.settings.max_new_tokens
             raise ConfigurationError(
-                f"prompts of up to {longest} tokens and max_new_tokens="
-                f"{self.settings.max_new_tokens} make {wanted} positions, but "
-                f"{type(self.model).__name__} has max_position_embeddings={known}. Pass smaller "
-                "buckets or fewer new tokens."
+                f"prompts of up to {longest} tokens and max_new_tokens={num_new} make "
+                f"{longest + num_new} positions, but {type(self.model).__name__} has "
+                f"max_position_embeddings={limit + num_new}. Pass smaller buckets or fewer new "
+                "tokens."
             )

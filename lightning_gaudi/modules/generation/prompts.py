@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,33 +84,28 @@ class PromptReader:
         if isinstance(batch, Mapping):
             token_ids = self._of_mapping(batch)
             if batch.get("seed") is not None:
-                seeds = [int(seed) for seed in _as_list(batch["seed"])]
+                seeds = _seeds(batch["seed"], len(token_ids))
         elif isinstance(batch, Sequence) and all(isinstance(row, str) for row in batch):
             token_ids = self._tokenize(list(batch))
         else:
             raise ConfigurationError(f"{_WANTED}, but it is of type {type(batch).__name__}.")
-        if seeds is not None and len(seeds) != len(token_ids):
-            raise ConfigurationError(
-                f"seed must have one whole number for each of the {len(token_ids)} rows, but it "
-                f"has {len(seeds)}."
-            )
         self._check(token_ids)
         return Prompts(token_ids=token_ids, seeds=seeds)
 
     def _of_mapping(self, batch: Mapping[str, Any]) -> list[list[int]]:
         if "input_ids" in batch:
-            rows = _as_list(batch["input_ids"])
+            rows = _rows("input_ids", batch["input_ids"])
             if batch.get("attention_mask") is None:
                 self._check_unmasked(rows)
-                return [list(map(int, row)) for row in rows]
-            masks = _as_list(batch["attention_mask"])
+                return rows
+            masks = _rows("attention_mask", batch["attention_mask"])
             if list(map(len, rows)) != list(map(len, masks)):
                 raise ConfigurationError(
                     "input_ids and attention_mask must be of the same shape, but they have "
                     f"{list(map(len, rows))} and {list(map(len, masks))} tokens."
                 )
             return [
-                [int(token) for token, is_token in zip(row, mask, strict=True) if is_token]
+                [token for token, is_token in zip(row, mask, strict=True) if is_token]
                 for row, mask in zip(rows, masks, strict=True)
             ]
         if "prompt" in batch:
@@ -118,12 +113,17 @@ class PromptReader:
             return self._tokenize([prompts] if isinstance(prompts, str) else list(prompts))
         raise ConfigurationError(f"{_WANTED}, but this one has {list(batch)}.")
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+    def _tokenize(self, texts: list[Any]) -> list[list[int]]:
+        if not texts:
+            return []
         if self.tokenizer is None:
             raise ConfigurationError(
                 "a batch of texts needs a tokenizer, and TextGenerationModule has none. Pass "
                 "tokenizer=..., or batches with input_ids and attention_mask."
             )
+        if not all(isinstance(text, str) for text in texts):
+            kinds = sorted({type(text).__name__ for text in texts} - {"str"})
+            raise ConfigurationError(f"{_WANTED}, but among its prompts are {', '.join(kinds)}.")
         if self.chat:
             texts = [
                 self.tokenizer.apply_chat_template(
@@ -159,18 +159,21 @@ class PromptReader:
                 )
 
 
-def bucket_for(longest: int, buckets: Sequence[int] | None) -> int:
+def bucket_for(longest: int, buckets: Sequence[int] | None, limit: int | None = None) -> int:
     """The length to pad to.
 
     Args:
         longest: The longest prompt's length.
         buckets: Ascending; None for powers of two, 16 and up.
+        limit: The most tokens that a prompt may have. No power of two goes beyond it, unless the
+            prompt does.
 
     Raises:
         ConfigurationError: It is longer than any bucket.
     """
     if buckets is None:
-        return max(_SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+        power = max(_SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+        return power if limit is None else max(longest, min(power, limit))
     found = next((bucket for bucket in buckets if longest <= bucket), None)
     if found is None:
         raise ConfigurationError(
@@ -188,7 +191,7 @@ def check_buckets(buckets: Sequence[int] | None) -> list[int] | None:
     """
     if buckets is None:
         return None
-    found = list(buckets)
+    found = list(buckets) if isinstance(buckets, Iterable) else []
     if not found or any(not isinstance(b, int) or isinstance(b, bool) or b < 1 for b in found):
         raise ConfigurationError(
             "buckets must be one or more lengths of prompts in tokens, such as [32, 64], but it is "
@@ -218,5 +221,44 @@ def align_left_padded(
     return input_ids, attention_mask
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value.tolist() if isinstance(value, Tensor) else list(value)
+def _as_list(value: Any) -> Any:
+    """Tensors and arrays as lists; else what it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _rows(name: str, value: Any) -> list[list[int]]:
+    """Whole numbers of shape (B, T), or lists of any lengths."""
+    value = _as_list(value)
+    rows = [_as_list(row) for row in value] if isinstance(value, Sequence) else [value]
+    if not all(isinstance(row, Sequence) and not isinstance(row, str) for row in rows):
+        raise ConfigurationError(
+            f"{name} must be of shape (rows, tokens), or a list of lists of token ids, but it has "
+            "fewer dimensions. For one prompt pass one row."
+        )
+    numbers = [[_whole(number) for number in row] for row in rows]
+    if any(number is None for row in numbers for number in row):
+        raise ConfigurationError(
+            f"{name} must be of shape (rows, tokens) and hold whole numbers, but it holds "
+            f"{next(n for row in rows for n in row if _whole(n) is None)!r}."
+        )
+    return numbers  # type: ignore[return-value]
+
+
+def _seeds(value: Any, num_rows: int) -> list[int]:
+    """A batch's seeds, one for each row."""
+    value = _as_list(value)
+    given = list(value) if isinstance(value, Sequence) else [value]
+    seeds = [seed for seed in map(_whole, given) if seed is not None]
+    if len(given) != num_rows or len(seeds) != num_rows:
+        raise ConfigurationError(
+            f"seed must have one whole number for each of the {num_rows} rows, but it has "
+            f"{len(given)}: {given}."
+        )
+    return seeds
+
+
+def _whole(value: Any) -> int | None:
+    """The whole number that a value is, None where it is another."""
+    value = _as_list(value)
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return int(value) if is_whole else None

@@ -173,6 +173,7 @@ def test_powers_of_two_without_buckets():
         ({"do_sample": "yes"}, "do_sample must be True or False"),
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"buckets": []}, "buckets must be one or more lengths"),
+        ({"buckets": 8}, "buckets must be one or more lengths.*but it is 8"),
         ({"buckets": [8, 0]}, "buckets must be one or more lengths"),
         ({"buckets": [100], "max_new_tokens": 29}, "100 tokens.*129.*max_position_embeddings=128"),
         ({"eos_token_id": 24}, "eos_token_id must be a token id from 0 to 23.*but it is 24"),
@@ -233,6 +234,14 @@ def test_a_generation_config_that_samples_is_the_callers_matter():
         ({"input_ids": torch.tensor([[3, PAD]])}, "row 0 of input_ids begins or ends with the pad"),
         ({"input_ids": [[3, 4]], "attention_mask": [[1]]}, "of the same shape"),
         ({"input_ids": [[3], [4]], "seed": [1]}, "seed must have one .* 2 rows, but it has 1"),
+        (
+            {"input_ids": [[3], [4]], "seed": 7},
+            r"seed must have one .* 2 rows, but it has 1: \[7\]",
+        ),
+        ({"input_ids": [[3]], "seed": [0.5]}, r"seed must have one whole number.*\[0.5\]"),
+        ({"input_ids": torch.tensor([3])}, "input_ids must be of shape .* it has fewer dim"),
+        ({"input_ids": torch.tensor([[3.5]])}, "must be of shape .* whole numbers, but .* 3.5"),
+        ({"input_ids": torch.tensor([[[3]]])}, r"must be of shape .* whole numbers, but .* \[3\]"),
         ({"labels": [3]}, r"a batch must be a mapping with input_ids.*has \['labels'\]"),
         (["w3"], "a batch of texts needs a tokenizer"),
         ([{"prompt": "w3"}, {"text": "w3"}], "have other names"),
@@ -245,14 +254,38 @@ def test_bad_batches(batch, text):
         module_of(buckets=[4, 8]).predict_step(batch)
 
 
+@pytest.mark.parametrize("batch", [[{"prompt": None}], {"prompt": ["w3", None]}], ids=str)
+def test_a_prompt_that_is_no_text(batch):
+    with pytest.raises(ConfigurationError, match=r"a batch must be .* its prompts are NoneType"):
+        module_of(tokenizer=make_tokenizer()).predict_step(batch)
+
+
 def test_an_empty_text():
     with pytest.raises(ConfigurationError, match="the prompt of row 1 is empty"):
         module_of(tokenizer=make_tokenizer()).predict_step(["w3", ""])
 
 
 def test_a_prompt_beyond_the_positions():
-    with pytest.raises(ConfigurationError, match=r"up to 128 tokens.*max_position_embeddings=128"):
-        module_of().predict_step(batch_of(make_prompts((70,))))
+    with pytest.raises(ConfigurationError, match=r"up to 123 tokens.*max_position_embeddings=128"):
+        module_of().predict_step(batch_of(make_prompts((123,))))
+
+
+@pytest.mark.parametrize("length", [70, 122])
+def test_a_power_of_two_beyond_the_positions(length):
+    """128 and new tokens would be too many, but the prompt itself has room."""
+    model, prompts = make_model(), make_prompts((length, 3))
+    found = module_of(model).predict_step(batch_of(prompts))
+    assert found["token_ids"] == stock_tokens(model, prompts, 6)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [[], {"prompt": []}, {"input_ids": []}, {key: v[:0] for key, v in batch_of([[3]]).items()}],
+    ids=["list", "prompt", "lists", "tensors"],
+)
+def test_no_rows(batch):
+    module = module_of(tokenizer=make_tokenizer())
+    assert module.predict_step(batch) == {"token_ids": [], "text": []}
 
 
 def test_pad_token():
