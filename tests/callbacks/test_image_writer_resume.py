@@ -13,7 +13,8 @@ import pytest
 import torch
 from callbacks.image_runs import content, index_of
 from callbacks.runs import trainer
-from modules.diffusion.pipelines import stable_diffusion, unconditional
+from diffusers import StableDiffusionImg2ImgPipeline
+from modules.diffusion.pipelines import scheduler, stable_diffusion, unconditional
 from modules.diffusion.sampling import FROM_NUMPY
 from torch.utils.data import DataLoader
 
@@ -132,6 +133,32 @@ def test_a_changed_setting_is_an_error_before_sampling(options, text, tmp_path):
     assert (writer.num_written, writer.num_left_out) == (2, 0)
     run(tmp_path / "fresh", module=sampler(**options), num_images=2)
     assert content(tmp_path / "fresh") == content(folder)
+
+
+def test_whatever_changes_an_image_is_a_change(tmp_path):
+    """Pictures, arguments that are lists or dicts, and the scheduler's configuration."""
+    picture, other = torch.zeros(3, 16, 16), torch.zeros(3, 16, 16)
+    other[0, 0, 0] = 1.0
+
+    def made(folder, row=(), config=(), **call_options):
+        pipe = stable_diffusion(StableDiffusionImg2ImgPipeline)
+        pipe.scheduler = scheduler("DDPMScheduler", **dict(config))
+        module = DiffusionSampler(pipe, num_inference_steps=2, call_options=call_options)
+        loader = DataLoader([{"prompt": "a", "image": picture, **dict(row)}], collate_fn=list)
+        writer = ImageWriter(tmp_path / folder)
+        trainer(writer).predict(module, loader)
+        return writer
+
+    for name, first, second in (
+        ("image", {}, {"row": {"image": other}}),
+        ("scheduler_config", {}, {"config": {"beta_end": 0.02}}),
+        ("timesteps", {"timesteps": [900, 500]}, {"timesteps": [800, 500]}),
+        ("cross_attention_kwargs", {}, {"cross_attention_kwargs": {"scale": 0.5}}),
+    ):
+        made(name, **first)
+        assert made(name, **first).num_left_out == 1
+        with pytest.raises(ConfigurationError, match=f"made otherwise: .*{name}"):
+            made(name, **second)
 
 
 def test_a_question_asked_before_is_still_asked(tmp_path):

@@ -29,6 +29,7 @@ from lightning_gaudi.modules.diffusion.requests import (
     rows_of,
 )
 from lightning_gaudi.modules.diffusion.schedule import on_host
+from lightning_gaudi.modules.diffusion.settings import settings_of
 from lightning_gaudi.modules.diffusion.throughput import SamplingStats
 from lightning_gaudi.runtime import device as hpu
 
@@ -290,18 +291,10 @@ class DiffusionSampler(LightningModule):
         return prediction
 
     def _settings_of(self, request: ImageRequest) -> dict[str, Any]:
-        """Numbers and texts that tell how an image was made, for its metadata."""
+        """What an image is made with, for its metadata."""
         arguments = {**self.options.arguments_for(self._facts, 1), **request.settings}
         arguments.update({n: v for n, v in request.inputs.items() if n != "prompt"})
-        settings = {
-            name: value
-            for name, value in arguments.items()
-            if isinstance(value, (bool, int, float, str))
-            and name not in ("output_type", "num_images_per_prompt", "batch_size")
-        }
-        settings["pipeline"] = self._facts.name
-        settings["scheduler"] = type(self.pipeline.scheduler).__name__
-        return settings
+        return settings_of(arguments, self._facts.name, self.pipeline.scheduler)
 
     # --- rows -----------------------------------------------------------------------------------
 

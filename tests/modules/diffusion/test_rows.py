@@ -120,6 +120,7 @@ def test_settings_of_rows():
         "negative_prompt": "bad",
         "pipeline": "StableDiffusionPipeline",
         "scheduler": "EulerAncestralDiscreteScheduler",
+        "scheduler_config": found["settings"][0]["scheduler_config"],
     }
     assert module.stats.batches == 3  # the first and the last row go together
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import diffusers
+import numpy as np
 import pytest
 import torch
 from modules.diffusion.pipelines import stable_diffusion
@@ -14,11 +17,36 @@ from modules.diffusion.sampling import (
     recorded,
     sampler,
 )
+from PIL import Image
 
 from lightning_gaudi.modules.diffusion.host_reads import HostReadCounter
 from lightning_gaudi.modules.diffusion.schedule import HostNumbers
+from lightning_gaudi.modules.diffusion.settings import described
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in FROM_NUMPY]
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "UniPCMultistepScheduler"])
+def test_sampling_leaves_the_settings_as_they_were(name):
+    """Else a second run would take its images for others."""
+    module = sampler(stable_diffusion(name=name), batch_size=1)
+    told = [module.predict_step(PROMPTS[:1])["settings"] for _ in range(2)]
+    assert told[0] == told[1]
+
+
+def test_values_are_described_by_what_they_are():
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    values = [
+        *(torch.arange(4.0), torch.arange(4), torch.arange(4.0).reshape(2, 2), torch.zeros(4)),
+        *(torch.tensor(1, dtype=torch.bfloat16), np.arange(4), picture, Image.fromarray(picture)),
+        *(Image.fromarray(picture[..., 0]), Image.fromarray(picture).resize((1, 4))),
+        *({"scale": 1.0}, [1, 2], "ab", True, 1.5, np.int64(3)),
+    ]
+    found = [described(value) for value in values]
+    assert len({json.dumps(each) for each in found}) == len(values)
+    assert found[-6:] == [{"scale": 1.0}, [1, 2], "ab", True, 1.5, 3]
+    assert described(torch.arange(8.0)[::2]) == described(torch.tensor([0.0, 2.0, 4.0, 6.0]))
+    assert described(lambda: 0) is None
 
 
 def test_numbers_stay_and_other_tensors_go():
