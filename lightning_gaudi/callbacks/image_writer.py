@@ -39,10 +39,10 @@ class ImageWriter(Callback):
     stopped with Ctrl-C.
 
     Run again with the same folder, `DiffusionSampler` makes only the images that are not there yet.
-    One counts as there if it was made of the same prompt, seed, settings and other fields and with
-    the same weights; its place in ``images`` of the prediction is then None. If any of them is
-    different, `on_change` decides. Images of rows that the data no longer has stay. Rows that
-    bring generators of their own are always made anew.
+    One counts as there if it was made of the same prompt, seed, settings, pictures and other fields
+    and with the same weights and scheduler; its place in ``images`` of the prediction is then None.
+    If any of them is different, `on_change` decides. Images of rows that the data no longer has
+    stay. Rows that bring generators of their own are always made anew.
 
     With several cards each writes its own images; the folder must be one that all can reach, else
     the index has those of the first card's machine only.
@@ -63,8 +63,8 @@ class ImageWriter(Callback):
 
     Raises:
         ConfigurationError: An argument has a value that it cannot have. When prediction starts: the
-            folder cannot be written to, or there are several dataloaders. While it runs: a
-            prediction has no images, or an image is there that was made otherwise.
+            folder cannot be written to, or there are several dataloaders or another ImageWriter.
+            While it runs: a prediction has no images, or an image is there that was made otherwise.
         RuntimeError: An image could not be written; its cause is the reason.
     """
 
@@ -119,6 +119,12 @@ class ImageWriter(Callback):
                 f"ImageWriter takes one dataloader, but there are "
                 f"{len(trainer.num_predict_batches)}, whose rows have the same numbers. Predict "
                 "with one after the other, each with a folder of its own."
+            )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(each, ImageWriter) for each in callbacks) > 1:
+            raise ConfigurationError(
+                "there are several ImageWriters, and an image that one of them has would not be "
+                "made for the other. Use one in each Trainer."
             )
         self.num_written = self.num_left_out = 0
         if trainer.is_global_zero:

@@ -255,6 +255,15 @@ def test_several_dataloaders_are_refused(tmp_path):
         trainer(ImageWriter(tmp_path)).predict(Painter(), [numbers(), numbers()])
 
 
+def test_several_writers_are_refused(tmp_path):
+    writers = [ImageWriter(tmp_path / name) for name in ("a", "b")]
+    module = Painter()
+    module.leave_out = None
+    with pytest.raises(ConfigurationError, match=r"several ImageWriters.*one in each Trainer"):
+        trainer(*writers).predict(module, numbers())
+    assert module.leave_out is None
+
+
 def test_other_stages_leave_the_folder_alone(tmp_path):
     class Tested(Painter):
         def test_step(self, batch, batch_idx):
