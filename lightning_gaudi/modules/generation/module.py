@@ -35,6 +35,7 @@ from lightning_gaudi.modules.generation.settings import (
     check_generation_config,
     find_eos_token_ids,
     find_pad_token_id,
+    most_positions,
     vocab_size,
 )
 from lightning_gaudi.modules.generation.stats import GenerationStats
@@ -200,7 +201,8 @@ class TextGenerationModule(LightningModule):
         seeds = prompts.seeds or [row_seed(self.settings.seed, row) for row in rows]
         size = self.batch_size or max(len(rows), self._loop.state.batch_size)
         buckets = self.buckets or self._buckets_of_data(dataloader_idx)
-        limit = self._longest_prompt()
+        known, _ = most_positions(self.model)
+        limit = None if known is None else known - self.settings.max_new_tokens
         chosen = [bucket_for(longest, buckets, limit) for longest in map(len, rows)]
         longest = max([*(buckets or ()), *chosen])
         self._check_positions(longest)
@@ -252,19 +254,12 @@ class TextGenerationModule(LightningModule):
         found = next((p.buckets for p in places if getattr(p, "buckets", None)), None)
         return check_buckets(found)
 
-    def _longest_prompt(self) -> int | None:
-        """How many tokens of a prompt the model has positions for; None where it does not say."""
-        config = self.model.config.get_text_config(decoder=True)
-        known = getattr(config, "max_position_embeddings", None)
-        return known - self.settings.max_new_tokens if isinstance(known, int) else None
-
     def _check_positions(self, longest: int) -> None:
-        limit = self._longest_prompt()
-        if limit is not None and longest > limit:
-            num_new = self.settings.max_new_tokens
+        num_new = self.settings.max_new_tokens
+        known, name = most_positions(self.model)
+        if known is not None and longest + num_new > known:
             raise ConfigurationError(
                 f"prompts of up to {longest} tokens and max_new_tokens={num_new} make "
                 f"{longest + num_new} positions, but {type(self.model).__name__} has "
-                f"max_position_embeddings={limit + num_new}. Pass smaller buckets or fewer new "
-                "tokens."
+                f"{known} ({name}). Pass smaller buckets or fewer new tokens."
             )

@@ -219,6 +219,22 @@ def vocab_size(model: PreTrainedModel) -> int:
     return int(embeddings.weight.shape[0])
 
 
+def most_positions(model: PreTrainedModel) -> tuple[int | None, str]:
+    """How many positions the model can have, None for any, and which part of its config says so."""
+    config = model.config.get_text_config(decoder=True)
+    known = getattr(config, "max_position_embeddings", None)
+    found = (known if isinstance(known, int) else None), "max_position_embeddings"
+    # With these, keys of a text that grows beyond its original length have to be made anew. Before
+    # Transformers 5 they were in `rope_scaling`.
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "longrope" in (rope.get("rope_type"), rope.get("type")):
+        name = "original_max_position_embeddings"
+        original = rope.get(name, getattr(config, name, None))
+        if isinstance(original, int):
+            return original, f"{name} of its longrope"
+    return found
+
+
 def _configs(model: PreTrainedModel) -> list[Any]:
     return [model.generation_config, model.config.get_text_config(decoder=True)]
 

@@ -16,6 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.generation.settings import GenerationSettings
 
+# Tokens of a first run, padding included; as many as show that a query sees what it must not.
+_NUM_PROBED = 4
 _WINDOWED = ("sliding_attention", "chunked_attention")
 
 
@@ -68,8 +70,9 @@ class GenerationState(nn.Module):
     ) -> bool:
         """Make room for a batch; nothing happens where there is the same already.
 
-        The model runs for one token, so that the cache takes each layer's number of heads, their
-        size and dtype from the keys and values themselves.
+        The model runs for a few tokens, so that the cache takes each layer's number of heads, their
+        size and dtype from the keys and values themselves. What comes of it must be what the model
+        gives without a cache and padding.
 
         Args:
             model: The model, on its device.
@@ -82,7 +85,8 @@ class GenerationState(nn.Module):
             Whether anything was made: graphs of before are worthless then.
 
         Raises:
-            ConfigurationError: The model keeps no keys and values, or others than a static cache.
+            ConfigurationError: The model keeps no keys and values, or others than a static cache,
+                or goes wrong with it.
         """
         device = model.device
         autocast = torch.is_autocast_enabled(device.type)
@@ -154,20 +158,48 @@ class GenerationState(nn.Module):
                 "keeps something else from one token to the next (a recurrent or convolutional "
                 "state)",
             )
-        one = torch.zeros(batch_size, 1, dtype=torch.int64, device=model.device)
-        self.register_buffer("mask", torch.ones_like(one).repeat(1, length), persistent=False)
-        output: Any = model(
-            input_ids=one,
-            attention_mask=self.mask,
-            position_ids=one,
-            past_key_values=cache,
-            use_cache=True,
-            **self.arguments(cache, 1),
-        )
-        if getattr(output, "past_key_values", None) is None or not _is_filled(cache):
-            raise _no_cache(model, "keeps none")
+        # A few tokens in two forwards as a batch has them, one column of padding before them.
+        num_columns = min(_NUM_PROBED, length - 1)
+        num_padding = int(num_columns > 1)
+        vocabulary: Any = model.get_input_embeddings()
+        ids = torch.arange(num_columns + 1).neg() % vocabulary.weight.shape[0]
+        positions = (torch.arange(num_columns + 1) - num_padding).clamp(min=0)
+        mask = (torch.arange(length) >= num_padding).long()
+        rows = [each.repeat(batch_size, 1).to(model.device) for each in (ids, positions, mask)]
+        self.register_buffer("mask", rows[2], persistent=False)
+        found = []
+        for part in (slice(num_columns), slice(num_columns, None)):
+            output: Any = model(
+                input_ids=rows[0][:, part].contiguous(),
+                attention_mask=self.mask,
+                position_ids=rows[1][:, part].contiguous(),
+                past_key_values=cache,
+                use_cache=True,
+                **self.arguments(cache, len(ids[part])),
+            )
+            if getattr(output, "past_key_values", None) is None or not _is_filled(cache):
+                raise _no_cache(model, "keeps none")
+            found.append(output.logits[:, -1])
+        if not model.training:  # dropout would give something else each time
+            output = model(
+                input_ids=rows[0][:1, num_padding:].contiguous(),
+                position_ids=rows[1][:1, num_padding:].contiguous(),
+                use_cache=False,
+            )
+            if not _are_close(torch.stack(found, 1), output.logits[:, -2:]):
+                raise _no_cache(
+                    model, "gives other logits with one that is longer than the text or padded left"
+                )
         cache.reset()
         return cache  # type: ignore[no-any-return]
+
+
+def _are_close(found: Tensor, expected: Tensor) -> bool:
+    """Whether logits are the same but for rounding, by what lies between the highest and lowest."""
+    is_rounded = expected.dtype.itemsize < 4 or torch.is_autocast_enabled(expected.device.type)
+    spread = expected.max() - expected.min()
+    error = (found - expected).abs().max()
+    return not error > spread * (0.1 if is_rounded else 0.01)  # also where there is none: NaN
 
 
 def _is_filled(cache: Any) -> bool:

@@ -190,6 +190,7 @@ def test_padding_sees_something():
 
     stock_attention = torch.nn.functional.scaled_dot_product_attention
     module = on_device(module_of())
+    module.predict_step(batch_of(make_prompts(LENGTHS)))  # also runs without a mask, to compare
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", looking)
         module.predict_step(batch_of(make_prompts(LENGTHS)))

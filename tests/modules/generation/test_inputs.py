@@ -175,7 +175,10 @@ def test_powers_of_two_without_buckets():
         ({"buckets": []}, "buckets must be one or more lengths"),
         ({"buckets": 8}, "buckets must be one or more lengths.*but it is 8"),
         ({"buckets": [8, 0]}, "buckets must be one or more lengths"),
-        ({"buckets": [100], "max_new_tokens": 29}, "100 tokens.*129.*max_position_embeddings=128"),
+        (
+            {"buckets": [100], "max_new_tokens": 29},
+            "100 tokens.*129 positions.*has 128 .max_position",
+        ),
         ({"eos_token_id": 24}, "eos_token_id must be a token id from 0 to 23.*but it is 24"),
         ({"pad_token_id": -1}, "pad_token_id must be a token id from 0 to 23"),
         ({"chat": True}, "chat=True needs a tokenizer"),
@@ -266,7 +269,7 @@ def test_an_empty_text():
 
 
 def test_a_prompt_beyond_the_positions():
-    with pytest.raises(ConfigurationError, match=r"up to 123 tokens.*max_position_embeddings=128"):
+    with pytest.raises(ConfigurationError, match=r"up to 123 tokens.*129 pos.*has 128 \(max_pos"):
         module_of().predict_step(batch_of(make_prompts((123,))))
 
 
