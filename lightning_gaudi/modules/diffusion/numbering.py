@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.modules.diffusion.options import whole_number
 
 
 class RowNumbers:
@@ -41,8 +42,8 @@ class RowNumbers:
         first = self._counts.get(dataloader_idx, 0)
         self._counts[dataloader_idx] = first + len(rows)
         if all("index" in row for row in rows):
-            return [int(row["index"]) for row in rows]
-        if trainer is not None:
+            return [whole_number("the index of a row", row["index"]) for row in rows]
+        if trainer is not None and trainer.predicting:  # its sampler tells nothing of other calls
             seen = _seen_indices(trainer, batch_idx, dataloader_idx)
             if seen is not None and len(seen) == len(rows):
                 return [int(index) for index in seen]

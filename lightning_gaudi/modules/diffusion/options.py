@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,9 @@ class SamplingOptions:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_eta(self.eta)
+        is_list = isinstance(self.seed, Sequence) and not isinstance(self.seed, str)
+        for seed in self.seed if is_list else [self.seed]:  # type: ignore[union-attr]
+            check_seed("seed", seed)
         if self.output_type not in OUTPUT_TYPES:
             raise ConfigurationError(
                 f"output_type must be one of {', '.join(map(repr, OUTPUT_TYPES))}, but it is "
@@ -140,12 +144,37 @@ def check_eta(value: Any) -> None:
     """Check DDIM's eta.
 
     Raises:
-        ConfigurationError: It is negative or no number.
+        ConfigurationError: It is no number from 0 to 1. Above 1 the noise is more than there is in
+            the image, and NaN comes out.
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ConfigurationError(
             f"eta must be a number from 0 (DDIM) to 1 (DDPM), but it is {value!r}."
         )
+
+
+def whole_number(what: str, value: Any) -> int:
+    """A whole number of Python's, numpy's or PyTorch's as Python's.
+
+    Raises:
+        ConfigurationError: It is none: numbers with a fraction are not rounded.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigurationError(f"{what} must be a whole number, but it is {value!r}.") from None
+
+
+def check_seed(what: str, value: Any) -> int:
+    """Check a seed of a generator.
+
+    Raises:
+        ConfigurationError: It is no whole number, or none that PyTorch takes.
+    """
+    seed = whole_number(what, value)
+    if not -(2**63) <= seed < 2**64:
+        raise ConfigurationError(f"{what} must be from -2**63 to 2**64 - 1, but it is {seed}.")
+    return seed
 
 
 def check_settings(settings: Mapping[str, Any], facts: PipelineFacts) -> None:

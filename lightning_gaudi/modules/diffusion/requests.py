@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.diffusion.assembly import PipelineFacts
-from lightning_gaudi.modules.diffusion.options import check_settings
+from lightning_gaudi.modules.diffusion.options import check_seed, check_settings
 
 Row = dict[str, Any]
 
@@ -112,7 +112,7 @@ def _describe(batch: Any) -> str:
 
 def _from_columns(batch: Mapping[str, Any]) -> list[Row]:
     columns = {name: column for name, column in batch.items() if column is not None}
-    lengths = {name: len(column) for name, column in columns.items() if _is_column(column)}
+    lengths = {name: len(column) for name, column in columns.items() if _is_column(name, column)}
     if len(set(lengths.values())) > 1 and "generator" not in lengths:
         told = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
         raise ConfigurationError(f"the columns of a batch differ in length: {told}.")
@@ -131,7 +131,14 @@ def _from_columns(batch: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _is_column(value: Any) -> bool:
+def _is_column(name: str, value: Any) -> bool:
+    if name in _SHARED_SEQUENCES and isinstance(value, (list, tuple)):
+        if any(isinstance(item, Tensor) for item in value):
+            raise ConfigurationError(
+                f"the {name} of a batch's rows were taken apart, as PyTorch's default collate_fn "
+                "does. Use DataLoader(..., collate_fn=list)."
+            )
+        return not all(isinstance(item, (int, float)) for item in value)  # else for every row
     if isinstance(value, Tensor):
         return value.dim() > 0
     return hasattr(value, "__len__") and not isinstance(value, (str, Mapping))
@@ -231,6 +238,12 @@ def check_row(row: Row, facts: PipelineFacts) -> None:
             f"{facts.name} takes no prompt, but a row has the prompt {row['prompt']!r}. Pass "
             f"{instead}."
         )
+    for text in ("prompt", "negative_prompt"):
+        if not isinstance(row.get(text, ""), str):
+            raise ConfigurationError(
+                f"a row's {text} must be a string, but it is {row[text]!r}. Make a row of each "
+                "prompt; num_images_per_prompt makes several images of one."
+            )
     for field_name in row:
         if field_name in _PER_CALL:
             raise ConfigurationError(
@@ -250,7 +263,8 @@ def _part_of(name: str, value: Any, facts: PipelineFacts) -> str:
         return "extra"
     if name == facts.condition:
         return "inputs"
-    is_setting = value is None or isinstance(value, (bool, int, float)) or name in _SHARED_SEQUENCES
+    is_setting = value is None or isinstance(value, (bool, int, float, Mapping))
+    is_setting = is_setting or name in _SHARED_SEQUENCES
     return "settings" if is_setting else "inputs"
 
 
@@ -259,23 +273,24 @@ def _seeds_of(row: Row, index: int, num_images: int, seed: int | Sequence[int]) 
     if own is not None:
         if isinstance(own, Tensor):
             own = own.tolist()
-        if not isinstance(own, Sequence):
-            return [int(own) + number for number in range(num_images)]
+        told = f"the seed of row {index}"
+        if not isinstance(own, Sequence) or isinstance(own, str):
+            return [check_seed(told, own) + number for number in range(num_images)]
         if len(own) != num_images:
             raise ConfigurationError(
                 f"row {index} has {len(own)} seeds, but num_images_per_prompt={num_images} needs "
                 f"{num_images}; a single seed is counted up."
             )
-        return [int(each) for each in own]
+        return [check_seed(told, each) for each in own]
     first = index * num_images
-    if isinstance(seed, int):
-        return [seed + first + number for number in range(num_images)]
+    if not isinstance(seed, Sequence):
+        return [int(seed) + first + number for number in range(num_images)]
     if first + num_images > len(seed):
         raise ConfigurationError(
             f"there are {len(seed)} seeds, but row {index} with num_images_per_prompt={num_images} "
             f"needs at least {first + num_images}. Pass one for each image, or a single seed."
         )
-    return list(seed[first : first + num_images])
+    return [int(each) for each in seed[first : first + num_images]]
 
 
 def batches_of(requests: Sequence[ImageRequest], batch_size: int) -> list[list[int]]:

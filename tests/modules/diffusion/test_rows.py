@@ -155,6 +155,11 @@ def test_forms_of_a_batch():
         {"prompt": "a", "seed": 3, "strength": 0.5},
         {"prompt": "b", "seed": 4, "strength": 0.5},
     ]
+    for size in ((8, 32), [(8, 32), (8, 32)]):  # for every row, and a column
+        assert rows_of({"prompt": ["a", "b"], "original_size": size}) == [
+            {"prompt": "a", "original_size": (8, 32)},
+            {"prompt": "b", "original_size": (8, 32)},
+        ]
     numbers = [{"index": 3}, {"index": 4}]
     assert rows_of(torch.tensor([3, 4])) == numbers
     assert rows_of([3, 4]) == numbers
@@ -263,6 +268,27 @@ def test_called_by_hand_on_the_cpu():
     first = module.predict_step(PROMPTS[:2])["images"]
     second = module.predict_step(PROMPTS[2:3])["images"]
     assert (np.stack([*first, *second]) == images).all()
+
+
+def test_called_by_hand_after_a_run():
+    """The run's sampler, which the trainer still has, tells nothing of what comes then."""
+    module = noisy(batch_size=2)
+    predict(module, PROMPTS[:4], loader_batch=2)
+    found = [module.predict_step(PROMPTS[:2], number)["index"] for number in range(2)]
+    assert found == [[4, 5], [6, 7]]
+
+
+def test_a_row_with_arguments_that_are_dicts():
+    rows = [{"prompt": PROMPTS[0], "cross_attention_kwargs": {"unknown": 1}}]
+    found = noisy(batch_size=1).predict_step(rows)
+    assert found["settings"][0]["cross_attention_kwargs"] == {"unknown": 1}
+
+
+def test_seeds_of_numpy_and_pytorch():
+    assert noisy(batch_size=1, seed=np.int64(3)).predict_step(["a"])["seed"] == [3]
+    rows = [{"prompt": "a", "seed": np.int64(4), "index": torch.tensor(2)}]
+    found = noisy(batch_size=1).predict_step(rows)
+    assert (found["seed"], found["index"]) == ([4], [2])
 
 
 def test_two_dataloaders_each_count_from_zero():
