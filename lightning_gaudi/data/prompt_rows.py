@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,14 @@ _TEXTS = (
     "prompt_2",
     "prompt_3",
 )
-_WHOLE_NUMBERS = ("class_labels", "clip_skip", "height", "num_inference_steps", "width")
+# Whole numbers, and the least that each can be.
+_WHOLE_NUMBERS = {
+    "class_labels": 0,
+    "clip_skip": 0,
+    "height": 1,
+    "num_inference_steps": 1,
+    "width": 1,
+}
 _NUMBERS = ("eta", "guidance_rescale", "guidance_scale", "image_guidance_scale", "strength")
 # What PIL calls the kind of image that a pipeline takes there.
 _IMAGES = {"control_image": "RGB", "image": "RGB", "mask_image": "L"}
@@ -162,7 +171,9 @@ def _value(table: Table, number: int, column: str, name: str, value: Any) -> Any
     if name in _TEXTS:
         return _converted(table, number, column, value, _text, "a text")
     if name in _WHOLE_NUMBERS:
-        return _converted(table, number, column, value, _whole_number, "a whole number")
+        least = _WHOLE_NUMBERS[name]
+        expected = f"a whole number of {least} or more"
+        return _converted(table, number, column, value, partial(_count, least=least), expected)
     if name in _NUMBERS:
         return _converted(table, number, column, value, _number, "a number")
     if name == "seed":
@@ -206,10 +217,20 @@ def _whole_number(value: Any) -> int:
     return int(value)
 
 
+def _count(value: Any, least: int) -> int:
+    number = _whole_number(value)
+    if number < least:
+        raise ValueError
+    return number
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _seed(value: Any) -> int | list[int]:

@@ -73,8 +73,10 @@ class PromptDataModule(L.LightningDataModule):
                 f"pipeline without prompts; they are {predict!r} and {num_images!r}."
             )
         for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} must be 1 or more, but it is {value}.")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigurationError(
+                    f"{name} must be a whole number of 1 or more, but it is {value!r}."
+                )
         if num_workers < 0:
             raise ConfigurationError(f"num_workers must be 0 or more, but it is {num_workers}.")
         check_extra_columns(extra_columns)

@@ -136,10 +136,22 @@ def test_images_are_opened_when_a_row_is_asked_for(tmp_path):
             r"a\.jsonl, line 3 has no 'prompt', but .*line 1 has one\. Give it to all rows or to",
         ),
         ("a.csv", "prompt,seed\nx,1\ny,-2\n", r"line 3: seed must be a whole number from 0 .*'-2'"),
-        ("a.csv", "prompt,height\nx,1.5\n", r"line 2: height must be a whole number, .* is '1\.5'"),
+        ("a.csv", "prompt,height\nx,1.5\n", r"line 2: height must be a whole number .* is '1\.5'"),
         ("a.csv", "prompt,strength\nx,high\n", r"strength must be a number, but it is 'high'"),
+        ("a.jsonl", '{"prompt": "x", "eta": NaN}', r"line 1: eta must be a number, but it is nan"),
+        ("a.csv", "prompt,strength\nx,inf\n", r"strength must be a number, but it is 'inf'"),
+        (
+            "a.csv",
+            "prompt,num_inference_steps\nx,5\ny,0\n",
+            r"line 3: num_inference_steps must be a whole number of 1 or more, but it is '0'",
+        ),
+        (
+            "a.csv",
+            "class_labels\n0\n-1\n",
+            r"line 3: class_labels must be .* of 0 or more, .* '-1'",
+        ),
         ("a.jsonl", '{"prompt": 3}', r"line 1: prompt must be a text, but it is 3"),
-        ("a.jsonl", '{"prompt": "x", "width": true}', r"width must be a whole number, .* is True"),
+        ("a.jsonl", '{"prompt": "x", "width": true}', r"width must be a whole number .* is True"),
         ("a.jsonl", '{"prompt": "x", "seed": [1, "a"]}', r"seed must be .*, but it is \[1, 'a'\]"),
         ("a.csv", "prompt,image\nx,b.png\n", r"line 2: image is 'b\.png', but there is no file /"),
     ],
@@ -160,13 +172,14 @@ def test_a_missing_file(tmp_path):
     [
         ({}, "takes either predict, a file of prompts, or num_images, .* are None and None"),
         ({"predict": "a.txt", "num_images": 3}, "they are 'a.txt' and 3"),
-        ({"num_images": 0}, "num_images must be 1 or more, but it is 0"),
-        ({"num_images": 3, "batch_size": 0}, "batch_size must be 1 or more, but it is 0"),
+        ({"num_images": 0}, "num_images must be a whole number of 1 or more, but it is 0"),
+        ({"num_images": 2.5}, "num_images must be a whole number of 1 or more, but it is 2.5"),
+        ({"num_images": 3, "batch_size": 0}, "batch_size must be a whole .* but it is 0"),
         ({"num_images": 3, "num_workers": -1}, "num_workers must be 0 or more, but it is -1"),
         ({"predict": "a.txt", "extra_columns": ["seed"]}, "'seed', which is no further column"),
         ({"predict": "a.txt", "extra_columns": ["index"]}, "call the file's column otherwise"),
     ],
-    ids=["neither", "both", "no_images", "batch_size", "workers", "known", "reserved"],
+    ids=["neither", "both", "no_images", "fraction", "batch_size", "workers", "known", "reserved"],
 )
 def test_arguments_that_cannot_be(options, text):
     with pytest.raises(ConfigurationError, match=text):
