@@ -255,6 +255,15 @@ def test_several_dataloaders_are_refused(tmp_path):
         trainer(ImageWriter(tmp_path)).predict(Painter(), [numbers(), numbers()])
 
 
+def test_contact_sheets_that_are_of_an_earlier_run_are_removed(tmp_path):
+    """With fewer columns there were more of them."""
+    trainer(ImageWriter(tmp_path, columns=1)).predict(Painter(), numbers(41))
+    sheets = ["contact_sheet.png", "contact_sheet_2.png", "contact_sheet_3.png"]
+    assert sorted(name for name in content(tmp_path) if name.startswith("contact")) == sheets
+    trainer(ImageWriter(tmp_path, columns=2)).predict(Painter(), numbers(41))
+    assert sorted(name for name in content(tmp_path) if name.startswith("contact")) == sheets[:2]
+
+
 def test_several_writers_are_refused(tmp_path):
     writers = [ImageWriter(tmp_path / name) for name in ("a", "b")]
     module = Painter()

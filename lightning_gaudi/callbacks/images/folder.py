@@ -121,6 +121,13 @@ class ImageFolder:
         write_whole(self.path / "index.json", text.encode("utf-8", "backslashreplace"))
         if columns is None:
             return
-        for number, sheet in enumerate(contact_sheets(self.path, entries, columns), start=1):
-            name = "contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png"
-            write_whole(self.path / name, sheet)
+        sheets = contact_sheets(self.path, entries, columns)
+        for number, sheet in enumerate(sheets, start=1):
+            write_whole(self._sheet(number), sheet)
+        number = len(sheets) + 1
+        while self._sheet(number).exists():  # of a run with more images or fewer columns
+            self._sheet(number).unlink()
+            number += 1
+
+    def _sheet(self, number: int) -> Path:
+        return self.path / f"contact_sheet{'' if number == 1 else f'_{number}'}.png"
