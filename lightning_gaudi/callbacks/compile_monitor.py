@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_gaudi.callbacks.monitor.budget import exceeded, message_for
 from lightning_gaudi.callbacks.monitor.facts import facts_of
+from lightning_gaudi.callbacks.monitor.files import local_folder, write_report
 from lightning_gaudi.callbacks.monitor.ledger import Ledger
 from lightning_gaudi.callbacks.monitor.options import OnExceed, check_limits, check_options
 from lightning_gaudi.callbacks.monitor.table import print_or_say_why, tables_of
@@ -80,6 +81,7 @@ class CompileMonitor(Callback):
             on_exceed=on_exceed,
             log_every_n_steps=log_every_n_steps,
             report=report,
+            dirpath=dirpath,
             host_reads=host_reads,
         )
         self.limits = check_limits(max_compilations=max_compilations, max_host_reads=max_host_reads)
@@ -124,8 +126,7 @@ class CompileMonitor(Callback):
             )
             return
         # Asked now, since every rank must ask, and an exception may come on one of them only.
-        folder = self.dirpath or trainer.log_dir or trainer.default_root_dir
-        self._folder = Path(folder)
+        self._folder = local_folder(self.dirpath or trainer.log_dir or trainer.default_root_dir)
         mode = getattr(trainer.strategy, "mode", "lazy" if loading.is_lazy() else "eager")
         looks = self.host_reads
         if looks and mode == "compile" and not loading.is_emulated():
@@ -170,8 +171,6 @@ class CompileMonitor(Callback):
         if not rank:
             self.print_table()
         if self.report:
-            from lightning_gaudi.callbacks.monitor.files import write_report
-
             try:
                 page = write_report(self.facts, self._folder, rank)
             except OSError as error:  # a full disk must not hide the run's result, or its error

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gaudi import CompileMonitor, GaudiStrategy, HPUGraphCallback
 from lightning_gaudi.emulator import accounting, events
-from lightning_gaudi.errors import BudgetExceededError
+from lightning_gaudi.errors import BudgetExceededError, ConfigurationError
 from lightning_gaudi.runtime import loading
 
 SOURCE = """
@@ -151,6 +151,16 @@ def test_a_path_is_no_markup(tmp_path, capsys):
     assert (
         str(tmp_path / "run[red]" / ":smile:" / "compile_monitor.html") in capsys.readouterr().out
     )
+
+
+def test_a_folder_elsewhere_is_not_made_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = runs.trainer(CompileMonitor(), default_root_dir="memory://bucket/run")
+    with pytest.warns(UserWarning, match="'memory://bucket/run' is elsewhere, so its report goes"):
+        trainer.predict(runs.make(), runs.data(4))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".html", ".png", ".json"}
+    with pytest.raises(ConfigurationError, match="dirpath must be a folder of this machine"):
+        CompileMonitor(dirpath="s3://bucket/run")
 
 
 def test_a_closed_pipe_does_not_hide_the_result(monkeypatch):

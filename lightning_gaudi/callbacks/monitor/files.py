@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,20 @@ def write_report(facts: dict[str, Any], folder: Path, rank: int | None) -> Path:
     page = folder / f"{stem}.html"
     write_whole(page, page_of(facts, picture).encode())
     return page
+
+
+def is_elsewhere(folder: Any) -> bool:
+    """Whether a folder is on another machine, as ``s3://...`` is."""
+    return "://" in str(folder)
+
+
+def local_folder(folder: str | Path) -> Path:
+    """Where reports go: the Trainer's folder, unless it is elsewhere, as ``s3://...`` is."""
+    if not is_elsewhere(folder):
+        return Path(folder)
+    warnings.warn(
+        f"CompileMonitor writes to this machine only, and {str(folder)!r} is elsewhere, so its "
+        "report goes to the working folder. CompileMonitor(dirpath=...) says where to.",
+        stacklevel=3,
+    )
+    return Path.cwd()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lightning_gaudi.callbacks.monitor.budget import check_count
+from lightning_gaudi.callbacks.monitor.files import is_elsewhere
 from lightning_gaudi.callbacks.options import check_switch
 from lightning_gaudi.errors import ConfigurationError
 
@@ -27,7 +28,13 @@ def check_limits(**limits: Any) -> dict[str, int]:
 
 
 def check_options(
-    *, warmup_steps: Any, on_exceed: Any, log_every_n_steps: Any, report: Any, host_reads: Any
+    *,
+    warmup_steps: Any,
+    on_exceed: Any,
+    log_every_n_steps: Any,
+    report: Any,
+    dirpath: Any,
+    host_reads: Any,
 ) -> None:
     """Check the others.
 
@@ -40,4 +47,8 @@ def check_options(
     if log_every_n_steps is not None:
         check_count("log_every_n_steps", log_every_n_steps)
     check_switch("report", report)
+    if is_elsewhere(dirpath):
+        raise ConfigurationError(
+            f"dirpath must be a folder of this machine, but it is {str(dirpath)!r}."
+        )
     check_switch("host_reads", host_reads)
