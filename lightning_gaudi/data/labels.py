@@ -15,6 +15,7 @@ from lightning_gaudi.data.reading import Table
 from lightning_gaudi.errors import ConfigurationError
 
 IGNORED = -100
+_HINT = " (where labels are numbers to predict, one of the training file has a decimal point: 2.0)"
 Kind = Literal["class", "number", "several"]
 
 
@@ -54,7 +55,18 @@ def collect_label_names(table: Table, column: str) -> list[str] | None:
     return sorted(names)
 
 
-def read_labels(table: Table, column: str, names: Sequence[str] | None) -> Labels:
+def are_numbers(table: Table, column: str) -> bool:
+    """Whether a column's labels are numbers to predict, of which some may be whole.
+
+    Raises:
+        ConfigurationError: A label is missing.
+    """
+    return any(_kind(value) == "number" for value in _values(table, column, None))
+
+
+def read_labels(
+    table: Table, column: str, names: Sequence[str] | None, *, as_numbers: bool = False
+) -> Labels:
     """Turn a column into labels.
 
     Whole numbers and booleans are classes, strings are classes by name, fractions are numbers to
@@ -66,6 +78,8 @@ def read_labels(table: Table, column: str, names: Sequence[str] | None) -> Label
         table: The rows.
         column: The name of the column.
         names: The classes' names, in the order of their numbers.
+        as_numbers: Whether whole numbers are numbers to predict too, as in a file whose training
+            file has fractions.
 
     Raises:
         ConfigurationError: A label is missing, is of another kind than the others, or is not among
@@ -76,7 +90,7 @@ def read_labels(table: Table, column: str, names: Sequence[str] | None) -> Label
     kinds = [_kind(value) for value in values]
     if "several" in kinds:
         return Labels(_several(table, column, values, kinds, index))
-    if names is None and "number" in kinds:
+    if names is None and (as_numbers or "number" in kinds):
         numbers = [_number(table, column, i, value) for i, value in enumerate(values)]
         return Labels(np.asarray(numbers, dtype=np.float32))
     classes = [_class(table, column, i, value, index) for i, value in enumerate(values)]
@@ -91,12 +105,17 @@ def _values(table: Table, column: str, names: Sequence[str] | None) -> list[Any]
                 f"the label in {table.place(i)} is missing: {column!r} is {value!r}. Give every "
                 "row a label, or set label_column to null for data without labels."
             )
-    if table.path.suffix.lower() == ".csv" and not set(values) <= set(names or ()):
+    # Where a name looks like a number, so may a wrong one, which is no class's number.
+    if table.path.suffix.lower() == ".csv" and not _some_look_like_numbers(names or ()):
         parsed = [_parsed(value) for value in values]
         # All of them or none: a column of names may hold some that look like numbers.
         if all(not isinstance(value, str) for value in parsed):
             return parsed
     return values
+
+
+def _some_look_like_numbers(names: Sequence[str]) -> bool:
+    return any(not isinstance(_parsed(name), str) for name in names)
 
 
 def _parsed(text: str) -> Any:
@@ -131,7 +150,7 @@ def _class(table: Table, column: str, row: int, value: Any, index: dict[str, int
             f"labels such as {value!r} in {table.place(row)} are names, and their numbers are not "
             "known. Give label_names in the order of the model's classes, or the training file."
         )
-    raise _wrong(table, column, row, value, "a whole number of 0 or more, or a name")
+    raise _wrong(table, column, row, value, f"a whole number of 0 or more, or a name{_HINT}")
 
 
 def _several(

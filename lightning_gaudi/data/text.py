@@ -19,7 +19,7 @@ from lightning_gaudi.data.text_rows import (
     Objective,
     TextRows,
     TextSettings,
-    label_names_of,
+    labels_of,
     read_rows,
 )
 from lightning_gaudi.data.tokenizing import limit_of, load_tokenizer
@@ -53,8 +53,9 @@ class TextDataModule(L.LightningDataModule):
     `PredictionOrder` gives predictions in the file's order.
     The attributes ``tokenizer``, ``buckets`` and ``label_names`` are what is used, after `setup`.
 
-    Labels become int64 [B] (whole numbers and names), float32 [B] (fractions) or float32 [B, L]
-    (lists). A fit can be resumed in the middle of an epoch.
+    Labels become int64 [B] (whole numbers and names), float32 [B] (numbers of which one in the
+    training file is a fraction) or float32 [B, L] (lists). A fit can be resumed in
+    the middle of an epoch.
 
     Args:
         tokenizer: The folder or name of a Transformers tokenizer, or a loaded one.
@@ -183,6 +184,7 @@ class TextDataModule(L.LightningDataModule):
         self.padding_side = padding_side
         if validate is None:  # a fit then has no validation, as if this class had no such method
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        self._has_numbers = False
         self._given = _Shapes(self.buckets or None, self.target_buckets)
         self._shapes: dict[Split, _Shapes] = {}
         self._rows: dict[Split, TextRows] = {}
@@ -201,7 +203,7 @@ class TextDataModule(L.LightningDataModule):
         if stage is not None and self.paths[_SPLITS[stage][0]] is None:
             raise self._without_file(_SPLITS[stage][0])
         if self.label_names is None and train is not None and self.settings.has_label_column:
-            self.label_names = label_names_of(train, self.settings)
+            self.label_names, self._has_numbers = labels_of(train, self.settings)
         has_targets = self.settings.target_column is not None and self.settings.objective is None
         is_given = self._given.buckets and (self._given.target_buckets or not has_targets)
         if train is not None and not is_given:
@@ -274,6 +276,7 @@ class TextDataModule(L.LightningDataModule):
             limit=limit,
             target_limit=target_limit,
             label_names=self.label_names,
+            has_numbers=self._has_numbers,
             is_training=split == "train",
             has_labels=split != "predict",
         )

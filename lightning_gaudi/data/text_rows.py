@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from lightning_gaudi.data.collate import TooLong
 from lightning_gaudi.data.dataset import Ragged, Row, TokenizedRows
-from lightning_gaudi.data.labels import collect_label_names, read_labels
+from lightning_gaudi.data.labels import are_numbers, collect_label_names, read_labels
 from lightning_gaudi.data.masking import MaskedRows
 from lightning_gaudi.data.reading import Table, read_table
 from lightning_gaudi.data.tokenizing import Fields, Tokenizing, joined
@@ -60,12 +60,16 @@ class TextRows:
     num_targets_cut: int = 0
 
 
-def label_names_of(path: str | Path, settings: TextSettings) -> list[str] | None:
-    """Collect the names of a file's labels, sorted; None where labels are numbers."""
+def labels_of(path: str | Path, settings: TextSettings) -> tuple[list[str] | None, bool]:
+    """Tell what a training file's labels are.
+
+    Returns:
+        Their names, sorted, or None; and whether they are numbers to predict.
+    """
     assert settings.label_column is not None
-    return collect_label_names(
-        read_table(path, text_column=settings.text_column), settings.label_column
-    )
+    table = read_table(path, text_column=settings.text_column)
+    names = collect_label_names(table, settings.label_column)
+    return names, names is None and are_numbers(table, settings.label_column)
 
 
 def read_rows(
@@ -76,6 +80,7 @@ def read_rows(
     limit: int | None,
     target_limit: int | None,
     label_names: Sequence[str] | None,
+    has_numbers: bool = False,
     is_training: bool = False,
     has_labels: bool = True,
 ) -> TextRows:
@@ -88,6 +93,7 @@ def read_rows(
         limit: The most tokens in a row; None for no limit.
         target_limit: The most tokens in a target.
         label_names: The classes' names; None where labels are numbers.
+        has_numbers: Whether labels are numbers to predict, also where all are whole.
         is_training: Whether ``"masked-lm"`` hides other tokens each time.
         has_labels: Whether to read labels; not for prediction.
 
@@ -117,7 +123,7 @@ def read_rows(
         num_targets_cut = target.num_cut
     elif has_labels and settings.has_label_column:
         assert settings.label_column is not None
-        labels = read_labels(table, settings.label_column, label_names)
+        labels = read_labels(table, settings.label_column, label_names, as_numbers=has_numbers)
     packed = TokenizedRows(_packed(fields), labels)
     rows: Dataset[Row] = packed
     if is_masked:

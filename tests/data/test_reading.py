@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 
+import numpy as np
 import pytest
 
-from lightning_gaudi.data.labels import collect_label_names, read_labels
+from lightning_gaudi.data.labels import are_numbers, collect_label_names, read_labels
 from lightning_gaudi.data.reading import read_table
 from lightning_gaudi.errors import ConfigurationError
 
@@ -114,6 +115,28 @@ def test_labels(tmp_path, values, names, expected):
 )
 def test_labels_in_csv(tmp_path, values, names, expected):
     assert labels(tmp_path, values, names, "csv").tolist() == expected
+
+
+def test_a_name_like_a_number_is_no_class_s_number(tmp_path):
+    names = ["1", "b", "c", "d"]
+    for values in (["1", "3"], ["3"]):
+        with pytest.raises(ConfigurationError, match=r"label '3' .* is not one of label_names"):
+            labels(tmp_path, values, names, "csv")
+    assert labels(tmp_path, ["1", "3"], ["a", "b", "c", "d"], "csv").tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_whole_numbers_among_numbers_to_predict(tmp_path, suffix):
+    path = tmp_path / f"train.{suffix}"
+    path.write_text({"csv": "y\n2.5\n-1\n", "jsonl": '{"y": 2.5}\n{"y": -1}\n'}[suffix])
+    assert are_numbers(read_table(path), "y")
+    path.write_text({"csv": "y\n2\n-1\n", "jsonl": '{"y": 2}\n{"y": -1}\n'}[suffix])
+    assert not are_numbers(read_table(path), "y")
+    with pytest.raises(ConfigurationError, match=r"label -1 .* training file has a decimal point"):
+        read_labels(read_table(path), "y", None)
+    found = read_labels(read_table(path), "y", None, as_numbers=True)
+    assert found.values.tolist() == [2.0, -1.0]
+    assert np.isnan(found.ignored)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,20 @@ def test_labels_and_those_of_fillers(tmp_path, label, names, expected, ignored):
     assert np.array_equal(filler, np.full_like(filler, ignored), equal_nan=filler.dtype == "f4")
 
 
+def test_whole_numbers_are_numbers_where_the_training_file_has_fractions(tmp_path):
+    rows = [{"text": text(3), "label": value} for value in (2, 1)]
+    given = TextDataModule(
+        word_tokenizer(),
+        train=write(tmp_path / "train.jsonl", [*rows, {"text": text(3), "label": 0.5}]),
+        validate=write(tmp_path / "validate.jsonl", rows),
+        buckets=[8],
+    )
+    given.setup("validate")
+    (batch,) = given.val_dataloader()
+    assert batch["labels"].tolist() == [2.0, 1.0]
+    assert batch["labels"].dtype == torch.float32
+
+
 def test_next_tokens_are_labels(tmp_path):
     options = {"objective": "causal-lm", "num_buckets": 1}
     given = module(tmp_path, rows([3, 1]), plain_tokenizer(), **options)
