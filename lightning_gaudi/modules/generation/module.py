@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
@@ -40,6 +42,12 @@ from lightning_gaudi.modules.generation.settings import (
 )
 from lightning_gaudi.modules.generation.stats import GenerationStats
 from lightning_gaudi.modules.generation.steps import Decode, Prefill
+
+_STEPS = {
+    TrainerFn.FITTING: "training_step",
+    TrainerFn.VALIDATING: "validation_step",
+    TrainerFn.TESTING: "test_step",
+}
 
 
 class TextGenerationModule(LightningModule):
@@ -218,6 +226,22 @@ class TextGenerationModule(LightningModule):
         if self.tokenizer is not None:
             results["text"] = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         return results
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        """No callbacks; but before Lightning misses a step, say that there is none on purpose.
+
+        Raises:
+            ConfigurationError: The trainer is to train or evaluate, and no subclass has the step.
+        """
+        kind = self.trainer.state.fn
+        step = _STEPS.get(kind) if kind is not None else None
+        if step is not None and not is_overridden(step, self):
+            raise ConfigurationError(
+                f"{type(self).__name__} only predicts: it has no {step}. Use trainer.predict; to "
+                "train or evaluate the model, TransformersModule(model, task='causal-lm')."
+            )
+        return []
 
     @override
     def transfer_batch_to_device(

@@ -309,6 +309,32 @@ def test_pad_token():
         assert found["token_ids"] == expected
 
 
+@pytest.mark.parametrize(
+    ("run", "step"),
+    [("fit", "training_step"), ("validate", "validation_step"), ("test", "test_step")],
+)
+def test_only_prediction(run, step):
+    loader = DataLoader([batch_of([[3, 4]])], batch_size=None)
+    with pytest.raises(ConfigurationError, match=f"only predicts: it has no {step}.*'causal-lm'"):
+        getattr(trainer(max_epochs=1), run)(module_of(), loader)
+
+
+def test_a_subclass_that_trains():
+    class Training(TextGenerationModule):
+        def training_step(self, batch, batch_idx):
+            return self.model(**batch, labels=batch["input_ids"]).loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Training(make_model(), max_new_tokens=6).train()
+    before, prompts = module.model.lm_head.weight.detach().clone(), make_prompts((3, 4))
+    loader = DataLoader([batch_of(prompts)], batch_size=None)
+    trainer(max_epochs=1).fit(module, loader)
+    assert not torch.equal(module.model.lm_head.weight, before)
+    assert predict(module, [batch_of(prompts)])[0] == stock_tokens(module.model, prompts, 6)
+
+
 def test_models_that_cannot():
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 24}
     bert = BertConfig(**small, intermediate_size=8, pad_token_id=PAD, eos_token_id=EOS)
