@@ -14,7 +14,7 @@ m * m. All numbers are whole, so the result is exact.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,10 +193,11 @@ def checked_buckets(buckets: Sequence[int]) -> list[int]:
     Raises:
         ConfigurationError: There are none, or one is no whole number above 0.
     """
-    sizes = sorted({int(size) for size in buckets if _is_count(size)})
-    if not sizes or not all(_is_count(size) for size in buckets):
+    given = list(buckets) if isinstance(buckets, Iterable) else []
+    sizes = sorted({int(size) for size in given if is_count(size)})
+    if not sizes or not all(map(is_count, given)):
         raise ConfigurationError(
-            f"buckets must be one or more whole numbers above 0, but they are {list(buckets)}. "
+            f"buckets must be one or more whole numbers above 0, but they are {buckets}. "
             "Give sizes in tokens such as [32, 64, 128], or choose_buckets(lengths, 8)."
         )
     return sizes
@@ -253,12 +254,13 @@ def _fraction(padding: int, tokens: int) -> float:
     return padding / (tokens + padding) if tokens + padding else 0.0
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number above 0."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) > 0
 
 
 def _check_count(name: str, value: int) -> None:
-    if not _is_count(value):
+    if not is_count(value):
         raise ConfigurationError(
             f"{name} must be a whole number above 0, but it is {value!r}. Give for example 8."
         )

@@ -66,7 +66,7 @@ class BucketCollator:
         _check_choice("padding_side", padding_side, ("left", "right"))
         _check_choice("truncation_side", truncation_side, ("left", "right"))
         _check_choice("too_long", too_long, ("raise", "truncate"))
-        if not isinstance(pad_token_id, int):
+        if not isinstance(pad_token_id, int) or isinstance(pad_token_id, bool):
             raise ConfigurationError(
                 f"pad_token_id must be a token's number, but it is {pad_token_id!r}. Set "
                 "tokenizer.pad_token first, for example to tokenizer.eos_token."
@@ -105,6 +105,8 @@ class BucketCollator:
         targets = [name for name in columns if self.label_buckets and is_target(name)]
         batch = {}
         if targets:
+            for name in targets:
+                _check_is_sequence(name, columns[name])
             target_lengths = [max(len(columns[n][i]) for n in targets) for i in range(len(rows))]
             target_bucket = self._bucket(target_lengths, self.label_buckets or [], "labels")
         bucket = self._bucket(lengths, self.buckets, "input_ids")
@@ -194,6 +196,15 @@ def _tensor(name: str, value: Any) -> Tensor:
 def is_target(name: str) -> bool:
     """Whether a field is of the other sequence, where a collator has ``label_buckets``."""
     return name == "labels" or name.startswith("decoder_")
+
+
+def _check_is_sequence(name: str, values: list[Tensor]) -> None:
+    for value in values:
+        if value.ndim != 1:
+            raise ConfigurationError(
+                f"label_buckets pads {name!r} as a sequence of its own, but a row's is of shape "
+                f"{list(value.shape)}. Leave label_buckets out where labels are of rows."
+            )
 
 
 def _belongs_to_tokens(name: str, values: list[Tensor], lengths: list[int]) -> bool:

@@ -18,7 +18,13 @@ from torch.utils.data import Sampler
 from typing_extensions import Self, override
 
 from lightning_gaudi.data.batching import Fill, Filler, count_steps, plan_steps
-from lightning_gaudi.data.buckets import Lengths, bucket_numbers, checked_buckets, checked_lengths
+from lightning_gaudi.data.buckets import (
+    Lengths,
+    bucket_numbers,
+    checked_buckets,
+    checked_lengths,
+    is_count,
+)
 from lightning_gaudi.data.collate import TooLong
 from lightning_gaudi.errors import ConfigurationError
 
@@ -117,21 +123,26 @@ class BucketBatchSampler(Sampler[list[int]]):
             )
         _check(fill in (None, "repeat", "filler", "none"), "fill", fill, "repeat, filler or none")
         _check(too_long in ("raise", "truncate"), "too_long", too_long, "raise or truncate")
-        _check(seed >= 0, "seed", seed, "0 or more")
+        _check(_is_whole(seed) and seed >= 0, "seed", seed, "0 or more")
         if (rank is None) != (world_size is None):
             raise ConfigurationError(
                 f"give both rank and world_size or neither: they are {rank} and {world_size}."
             )
         if rank is not None and world_size is not None:
-            _check(world_size > 0, "world_size", world_size, "1 or more")
-            _check(0 <= rank < world_size, "rank", rank, f"from 0 to {world_size - 1}")
+            _check(is_count(world_size), "world_size", world_size, "1 or more")
+            _check(
+                _is_whole(rank) and 0 <= rank < world_size,
+                "rank",
+                rank,
+                f"from 0 to {world_size - 1}",
+            )
         self.buckets = checked_buckets(buckets)
         if tokens_per_batch is not None:
-            _check(tokens_per_batch > 0, "tokens_per_batch", tokens_per_batch, "1 or more")
+            _check(is_count(tokens_per_batch), "tokens_per_batch", tokens_per_batch, "1 or more")
             self.batch_sizes = [max(1, tokens_per_batch // size) for size in self.buckets]
         else:
             assert batch_size is not None
-            _check(batch_size > 0, "batch_size", batch_size, "1 or more")
+            _check(is_count(batch_size), "batch_size", batch_size, "1 or more")
             self.batch_sizes = [int(batch_size)] * len(self.buckets)
         self.batch_size = _BatchSize(self.batch_sizes[0])
         self.batch_size.sampler = self
@@ -267,6 +278,10 @@ def _asked_for(args: tuple[Any, ...], kwargs: dict[str, Any]) -> BucketBatchSamp
     if len(args) == 1 and "buckets" not in kwargs and isinstance(size, _BatchSize):
         return size.sampler
     return None
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _check(is_right: bool, name: str, value: object, expected: str) -> None:

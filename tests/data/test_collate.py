@@ -168,3 +168,17 @@ def test_wrong_rows(rows, text):
 def test_wrong_arguments(options, text):
     with pytest.raises(ConfigurationError, match=text):
         BucketCollator([4], **options)
+
+
+@pytest.mark.parametrize("buckets", [8, None])
+def test_buckets_that_are_no_list(buckets):
+    with pytest.raises(ConfigurationError, match=f"above 0, but they are {buckets}"):
+        BucketCollator(buckets, pad_token_id=0)
+
+
+def test_labels_of_rows_have_no_buckets():
+    collator = BucketCollator([4], pad_token_id=0, label_buckets=[4])
+    with pytest.raises(
+        ConfigurationError, match=r"row's is of shape \[\]\. Leave label_buckets out"
+    ):
+        collator([{"input_ids": [1], "labels": 1}])
