@@ -19,6 +19,7 @@ from modules.diffusion.sampling import (
     sampler,
     stock,
 )
+from modules.diffusion.test_families import FAMILIES, ours, rows_for
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in FROM_NUMPY]
 
@@ -55,6 +56,24 @@ def test_against_stock(name):
     assert module.stats.scheduler_host_reads == 0
     # The last images of a batch go to the host between two batches, and that is all.
     assert [event.kind for event in reads_between_replays(events)] == ["d2h"]
+
+
+@pytest.mark.parametrize("name", [name for name in LISTED if name != "euler_karras"])
+@pytest.mark.parametrize("family", ["stable_diffusion_xl", "img2img", "inpaint", "pixart"])
+def test_of_other_families_against_stock(family, name):
+    """Image to image begins in the middle of the schedule."""
+    cls, config = LISTED[name]
+    arguments, shared = FAMILIES[family][1](2), FAMILIES[family][2]
+    pipe = FAMILIES[family][0]()
+    pipe.scheduler = scheduler(cls, **config)
+    expected = stock(pipe, 2, num_inference_steps=5, **arguments, **shared)
+    module = ours(family, batch_size=2, num_inference_steps=5, scheduler=scheduler(cls, **config))
+    callback = graphs()
+    found, events = recorded(module, rows_for(family, 2), callback)
+    assert_images(found, expected, 1e-4)
+    assert callback.stats.per_target[module.hpu_graph_targets[0]].captures == 1
+    assert module.stats.scheduler_host_reads == 0
+    assert not reads_between_replays(events)
 
 
 @pytest.mark.parametrize("name", LISTED)
