@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, StaticCache
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, StaticCache
 
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.generation.settings import GenerationSettings
@@ -167,6 +167,8 @@ class GenerationState(nn.Module):
         mask = (torch.arange(length) >= num_padding).long()
         rows = [each.repeat(batch_size, 1).to(model.device) for each in (ids, positions, mask)]
         self.register_buffer("mask", rows[2], persistent=False)
+        if torch.is_autocast_enabled(model.device.type):
+            _give_dtypes(cache, model, rows[0][:, :1], rows[1][:, :1])
         found = []
         for part in (slice(num_columns), slice(num_columns, None)):
             output: Any = model(
@@ -200,6 +202,40 @@ def _are_close(found: Tensor, expected: Tensor) -> bool:
     spread = expected.max() - expected.min()
     error = (found - expected).abs().max()
     return not error > spread * (0.1 if is_rounded else 0.01)  # also where there is none: NaN
+
+
+class _Given(DynamicCache):
+    """A cache that keeps what each layer gives it first, by the layer's number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        self.given.setdefault(layer_idx, (key_states, value_states))
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def _give_dtypes(cache: Any, model: PreTrainedModel, ids: Tensor, positions: Tensor) -> None:
+    """Make each layer's memory with the dtypes that autocast gives its keys and its values.
+
+    Left to itself a static layer takes the keys' dtype for both. They differ where the rotation of
+    the keys is not among the ops of lower precision, as on a CPU.
+    """
+    seen = _Given()
+    model(
+        input_ids=ids.contiguous(),
+        position_ids=positions.contiguous(),
+        past_key_values=seen,
+        use_cache=True,
+    )
+    for number, (keys, values) in seen.given.items():
+        layer = cache.layers[number]
+        takes_values = len(inspect.signature(layer.lazy_initialization).parameters) > 1
+        layer.lazy_initialization(*((keys, values) if takes_values else (keys,)))
+        layer.values = layer.values.to(values.dtype)
 
 
 def _is_filled(cache: Any) -> bool:

@@ -177,6 +177,16 @@ def test_autocast():
     assert graphs.stats.captures == 2
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_autocast_on_the_cpu(family):
+    """Its keys are of another dtype than its values where they are rotated."""
+    model, prompts = make_model(family), make_prompts(LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = stock_tokens(model, prompts, 8)
+        found = TextGenerationModule(model, max_new_tokens=8).predict_step(batch_of(prompts))
+    assert found["token_ids"] == expected
+
+
 def test_a_config_makes_a_model():
     torch.manual_seed(0)
     module = TextGenerationModule(configs()["llama"], max_new_tokens=4)
