@@ -226,10 +226,11 @@ def bucketed(label_of, lengths=LENGTHS, label_buckets=None):
     ("label_of", "label_buckets", "shapes"),
     [
         (lambda n: [0.5] * 4, None, {(4, 4), (8, 4)}),  # as many numbers as a bucket has tokens
+        (lambda n: [1] * 8, None, {(4, 8), (8, 8)}),
         (lambda n: [1] * n, [4, 8], {(4, 4), (4, 8), (8, 4), (8, 8)}),
         (lambda n: [1] * n, None, {(4, 4), (8, 8)}),
     ],
-    ids=["numbers", "targets", "tokens"],
+    ids=["numbers", "classes", "targets", "tokens"],
 )
 def test_labels_in_their_own_shapes(label_of, label_buckets, shapes):
     callback = HPUGraphCallback(warmup="buckets")
