@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gaudi.callbacks import PredictionOrder, PredictionWriter
 from lightning_gaudi.errors import HostReadError
+from lightning_gaudi.modules.diffusion import sampler as sampling
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in FROM_NUMPY]
 
@@ -73,6 +75,21 @@ def test_images_per_second_are_of_real_images_after_the_first_batch():
 
     predict(module, range(4), loader_batch=2)  # its first batch captures again
     assert (stats.images, stats.timed_images) == (11, 7)
+
+
+def test_the_device_is_waited_for_before_and_after_what_is_timed(monkeypatch):
+    waits = []
+
+    def wait():
+        waits.append(module.stats.is_timing)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(sampling, "hpu", SimpleNamespace(synchronize=wait))
+    module = sampler(unconditional(), batch_size=2)
+    predict(module, range(6), loader_batch=2)
+    assert waits == [False, True]
+    assert module.stats.seconds > 0.2  # the last wait is part of it
+    assert module.stats.timed_images == 4
 
 
 def test_one_batch_has_no_rate():
