@@ -27,7 +27,7 @@ def load_model(model: str | Path | PretrainedConfig | PreTrainedModel) -> PreTra
             become float32), a config (random weights), or a model.
 
     Raises:
-        ConfigurationError: It cannot generate token after token.
+        ConfigurationError: There is none, or it cannot generate token after token.
     """
     auto: Any = AutoModelForCausalLM
     loaded: Any
@@ -36,10 +36,21 @@ def load_model(model: str | Path | PretrainedConfig | PreTrainedModel) -> PreTra
     elif isinstance(model, PretrainedConfig):
         _check_config(model)
         loaded = auto.from_config(model).eval()
+    elif not isinstance(model, (str, Path)):
+        raise ConfigurationError(
+            "model must be a Transformers model, its config, or the path of one, but it is of type "
+            f"{type(model).__name__}."
+        )
     elif Path(model).suffix == _GGUF:
         loaded = _from_gguf(Path(model)).eval()
     else:
-        loaded = auto.from_pretrained(model)
+        try:
+            loaded = auto.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"there is no model to generate with at {str(model)!r}: {error}. Give a folder "
+                "that save_pretrained wrote, a .gguf file, or a model's name."
+            ) from error
     _check_config(loaded.config)
     if not loaded.can_generate():
         raise ConfigurationError(
@@ -51,14 +62,24 @@ def load_model(model: str | Path | PretrainedConfig | PreTrainedModel) -> PreTra
 
 
 def load_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer, loaded where it is a path, a name or a ``.gguf`` file."""
+    """The tokenizer, loaded where it is a path, a name or a ``.gguf`` file.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
     if not isinstance(tokenizer, (str, Path)):
         return tokenizer
     auto: Any = AutoTokenizer
     path = Path(tokenizer)
-    if path.suffix == _GGUF:
-        return auto.from_pretrained(path.parent, gguf_file=path.name)
-    return auto.from_pretrained(tokenizer)
+    try:
+        if path.suffix == _GGUF:
+            return auto.from_pretrained(path.parent, gguf_file=path.name)
+        return auto.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"there is no tokenizer at {str(tokenizer)!r}: {error}. Give the folder of a "
+            "Transformers tokenizer, a .gguf file, a model's name, or a loaded tokenizer."
+        ) from error
 
 
 def _from_gguf(path: Path) -> Any:

@@ -7,7 +7,7 @@ are few kinds of forward: one for the prompts of each bucket and one for a token
 everything in place and returns nothing; `HPUGraphCallback` captures each once.
 
 The host loops, and looks at the device only to see whether all rows have ended, every few tokens,
-and at the end of a batch for its tokens.
+at the end of a batch for its tokens, and once where the cache is made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models that go wrong with a static cache or with padding are refused; those near them are not."""
+"""Models that go wrong with a static cache or with padding, or are no models, are refused."""
 
 from __future__ import annotations
 
@@ -85,3 +85,19 @@ def test_rotations_that_change_with_the_texts_length():
 def test_experts_are_no_difference():
     model = make(MixtralConfig(**_LLAMA, num_local_experts=4))
     assert generate(model) == stock_tokens(model, PROMPTS, NUM_TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"model": None}, "model must be a Transformers model.*of type NoneType"),
+        ({"model": torch.nn.Linear(2, 2)}, "model must be a Transformers model.*of type Linear"),
+        ({"model": "missing/place/here"}, "no model to generate with at 'missing/place/here'"),
+        ({"tokenizer": "missing/place/here"}, "no tokenizer at 'missing/place/here'"),
+        ({"tokenizer": "missing.gguf"}, r"no tokenizer at 'missing\.gguf'"),
+    ],
+    ids=["none", "module", "folder", "tokenizer", "gguf"],
+)
+def test_what_cannot_be_loaded(options, text):
+    with pytest.raises(ConfigurationError, match=text):
+        TextGenerationModule(**{"model": MixtralConfig(**_LLAMA), **options})
