@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from modules.generation.models import EOS, PAD, batch_of, make_prompts, stock_tokens
-from transformers import AutoModelForCausalLM, GPTNeoConfig, MixtralConfig, Phi3Config, TrOCRConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoConfig,
+    MixtralConfig,
+    Phi3Config,
+    TrOCRConfig,
+)
 
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.generation import TextGenerationModule
@@ -80,6 +87,13 @@ def test_rotations_that_change_with_the_texts_length():
     model = make(phi3(original=26))
     expected = [stock_tokens(model, [prompt], NUM_TOKENS)[0] for prompt in PROMPTS]
     assert generate(model) == expected
+
+
+def test_dropout_is_no_difference_that_counts():
+    """Outside a trainer a model may be in train mode, where each forward gives other logits."""
+    model = make(GPT2Config(**_TOKENS, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.5)).train()
+    assert all(1 <= len(row) <= NUM_TOKENS for row in generate(model))
+    assert generate(model.eval()) == stock_tokens(model, PROMPTS, NUM_TOKENS)
 
 
 def test_experts_are_no_difference():
