@@ -40,6 +40,7 @@ from lightning_gaudi.data import TextDataModule
 from lightning_gaudi.modules import TransformersModule
 
 MAX_LENGTH = 96  # tokens; most docstrings say what they are about at their start
+FEWEST_TEXTS = 10  # of a module: 7 to train, 1 to validate, 2 to test
 SENTENCES = (
     "Open a connection to a server and send a GET request.",
     "Return the number of significant digits after rounding.",
@@ -50,9 +51,12 @@ SENTENCES = (
 
 
 def find_modules(number: int) -> list[str]:
-    """The modules of the standard library with most docstrings, sorted."""
-    found = Counter(docstring.name.split(".")[0] for docstring in load_docstrings())
-    return sorted(module for module, _ in found.most_common(number))
+    """The modules of the standard library with most docstrings, sorted.
+
+    There may be fewer than ``number`` that have enough to be split.
+    """
+    counts = Counter(docstring.name.split(".")[0] for docstring in load_docstrings())
+    return sorted(name for name, count in counts.most_common(number) if count >= FEWEST_TEXTS)
 
 
 def make_trainer(folder: Path, callbacks: list[L.Callback], **options: Any) -> L.Trainer:
@@ -130,14 +134,20 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/classify_docstrings"))
     given = parser.parse_args()
-    for name in ("num_modules", "num_texts", "epochs", "batch_size"):
+    least = {"num_modules": 2, "num_texts": FEWEST_TEXTS, "epochs": 1, "batch_size": 1}
+    for name, fewest in least.items():
         value = getattr(given, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more, but it is {value}")
+        if value is not None and value < fewest:
+            parser.error(f"--{name.replace('_', '-')} must be {fewest} or more, but it is {value}")
+    names = find_modules(given.num_modules)
+    if len(names) < given.num_modules:
+        parser.error(
+            f"--num-modules is {given.num_modules}, but only {len(names)} modules have "
+            f"{FEWEST_TEXTS} docstrings or more"
+        )
 
     L.seed_everything(0, verbose=False)
     console = Console()
-    names = find_modules(given.num_modules)
     splits = split_docstrings(names, given.num_texts)
     paths = {name: given.out / "data" / f"{name}.jsonl" for name in [*splits, "predict"]}
     for name, rows in [*splits.items(), ("predict", [{"text": text} for text in SENTENCES])]:
