@@ -38,12 +38,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 
     Args:
         logits: Floating point [..., C].
-        labels: int64 [...] in [0, C), or -100 for none.
+        labels: Whole numbers [...] in [0, C), or -100 for none.
         label_smoothing: The share of the loss that treats all classes alike, in [0, 1).
     """
     total = functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]).float(),
-        labels.reshape(-1),
+        labels.reshape(-1).long(),
         ignore_index=IGNORED,
         reduction="sum",
         label_smoothing=label_smoothing,

@@ -209,7 +209,7 @@ class NumberScores(Scores):
         count, _, _, xx, yy, xy = moments
         return {
             "mse": (self.squared / count).mean(),
-            "pearson": (xy / (xx * yy).sqrt()).clamp(-1, 1).mean(),
+            "pearson": (xy / xx.sqrt() / yy.sqrt()).clamp(-1, 1).mean(),
         }
 
 

@@ -145,6 +145,23 @@ def test_number_scores(outputs: int) -> None:
     torch.testing.assert_close(merged, found["pearson"], rtol=1e-4, atol=1e-4)
 
 
+def test_correlation_of_numbers_whose_product_float32_cannot_hold() -> None:
+    for scale in (1e9, 1e-12):
+        ours = scores.NumberScores(1)
+        labels = torch.randn(50, 1)
+        predicted = labels + torch.randn(50, 1)
+        ours.update(predicted * scale, labels * scale * 100)
+        pearson = torch.corrcoef(torch.cat([predicted, labels], 1).T)[0, 1]
+        torch.testing.assert_close(ours.compute()["pearson"], pearson, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool], ids=str)
+def test_classes_of_other_whole_numbers(dtype: torch.dtype) -> None:
+    logits, labels = torch.randn(6, 2), torch.tensor([0, 1, 1, 0, 1, 0])
+    found = losses.cross_entropy(logits, labels.to(dtype)).mean()
+    torch.testing.assert_close(found, functional.cross_entropy(logits, labels))
+
+
 def test_mean_loss_and_perplexity() -> None:
     logits, (_, labels) = torch.randn(1, 12, 7), classes(12, 7)
     ours = scores.MeanLoss(perplexity=True)
