@@ -37,7 +37,8 @@ def build_masks_on_device(model: PreTrainedModel) -> bool:
 
     The result is the same as before, bit for bit where something is padded. Where a mask pads
     nothing, the model runs with that mask in place of without, so another kernel may run and the
-    last bits may differ. Calling it again does nothing.
+    last bits may differ. Calling it again does nothing, but for a model that was unpickled: it
+    makes the names known to the new process.
 
     Models whose attention the library does not let be chosen (DeBERTa, MPNet, Falcon) stay as they
     are, and so do those with other attention than ``"sdpa"`` and ``"eager"``.
@@ -53,7 +54,10 @@ def build_masks_on_device(model: PreTrainedModel) -> bool:
         return False
     chosen = {id(part.config): OURS.get(_name(part.config)) for part in parts}
     if not all(chosen.values()):
-        return all(_name(part.config) in _STOCK for part in parts)
+        is_done = all(_name(part.config) in _STOCK for part in parts)
+        if is_done:  # maybe in another process
+            _register()
+        return is_done
     _register()
     _choose(model, OURS)
     return all(_name(part.config) in _STOCK for part in parts)

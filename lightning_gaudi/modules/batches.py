@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gaudi.modules.heads import Head
+from lightning_gaudi.modules.losses import IGNORED
 
 _NOT_FOR_FORWARD = ("labels", "start_positions", "end_positions")
 _METADATA = {
@@ -28,15 +29,22 @@ class BatchCheck:
         accepted: What the model's forward takes.
         main_input: The name of what it cannot do without.
         num_tokens: How many tokens the model knows; None where it takes none.
+        num_positions: How many tokens a row may have; None where any number.
     """
 
     def __init__(
-        self, head: Head, accepted: Set[str], main_input: str, num_tokens: int | None
+        self,
+        head: Head,
+        accepted: Set[str],
+        main_input: str,
+        num_tokens: int | None,
+        num_positions: int | None = None,
     ) -> None:
         self._head = head
         self._accepted = accepted
         self._main_input = main_input
         self._num_tokens = num_tokens
+        self._num_positions = num_positions
         self._has_warned = False
 
     def __call__(self, batch: Any, *, needs_labels: bool, stage: str) -> None:
@@ -68,10 +76,25 @@ class BatchCheck:
                 f"a batch for {stage} needs {' and '.join(map(repr, missing))}, but it has "
                 f"{_keys(batch)}."
             )
-        if not missing:
+        for key in set(self._head.label_keys).intersection(batch) if needs_labels else ():
+            if not isinstance(batch[key], Tensor):
+                raise TypeError(
+                    f"batch[{key!r}] must be a tensor, but it is a {type(batch[key]).__name__}. "
+                    "Have the dataset's collate_fn make tensors of labels."
+                )
+        if not missing and (needs_labels or self._are_tensors(batch)):
             self._head.check(batch)
         self._check_tokens(batch.get("input_ids"))
+        self._check_length(batch)
         self._warn_of_unknown(batch)
+
+    def num_rows(self, batch: Mapping[str, Any]) -> int:
+        """How many rows a batch has."""
+        name = self._main_input if self._main_input in batch else "inputs_embeds"
+        return len(batch[name])
+
+    def _are_tensors(self, batch: Mapping[str, Any]) -> bool:
+        return all(isinstance(batch[key], Tensor) for key in self._head.label_keys)
 
     def _check_tokens(self, ids: Any) -> None:
         if self._num_tokens is None or not isinstance(ids, Tensor) or ids.device.type != "cpu":
@@ -80,6 +103,18 @@ class BatchCheck:
             raise ValueError(
                 f"batch['input_ids'] must be in 0 to {self._num_tokens - 1}, but it goes from "
                 f"{int(ids.min())} to {int(ids.max())}: is the tokenizer another model's?"
+            )
+
+    def _check_length(self, batch: Mapping[str, Any]) -> None:
+        # A card looks up a position past the last without an error.
+        ids = batch.get("input_ids")
+        if self._num_positions is None or not isinstance(ids, Tensor) or "position_ids" in batch:
+            return
+        if ids.ndim == 2 and ids.shape[1] > self._num_positions:
+            raise ValueError(
+                f"batch['input_ids'] has rows of {ids.shape[1]} tokens, but the model has "
+                f"positions for {self._num_positions}. Cut them, with the tokenizer's or "
+                f"TextDataModule's max_length={self._num_positions}."
             )
 
     def _warn_of_unknown(self, batch: Mapping[str, Any]) -> None:
@@ -134,12 +169,28 @@ def inputs_of(
                 "a batch for task='seq2seq-lm' needs 'labels' or 'decoder_input_ids', but it "
                 f"has {_keys(batch)}."
             )
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(
-            labels=batch["labels"]
-        )
+        inputs["decoder_input_ids"] = _decoder_inputs(model, batch["labels"])
     if "use_cache" in accepted:
         inputs.setdefault("use_cache", False)
     return inputs
+
+
+def _decoder_inputs(model: Any, labels: Tensor) -> Tensor:
+    """What a decoder reads to write ``labels`` int64 [B, T]: the same, one place later."""
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is not None:
+        prepared: Tensor = prepare(labels=labels)
+        return prepared
+    # Models such as M2M100 do this inside their forward, where they are given labels.
+    start, padding = model.config.decoder_start_token_id, model.config.pad_token_id
+    if start is None or padding is None:
+        raise ValueError(
+            "the model's config needs decoder_start_token_id and pad_token_id to make "
+            f"decoder_input_ids of labels, but has {start} and {padding}. Set them, or give "
+            "decoder_input_ids."
+        )
+    shifted = torch.nn.functional.pad(labels[:, :-1], (1, 0), value=start)
+    return torch.where(shifted == IGNORED, padding, shifted)
 
 
 def arguments_of(model: Any) -> frozenset[str]:
@@ -157,3 +208,20 @@ def num_tokens_of(model: Any) -> int | None:
         return getattr(model.get_input_embeddings(), "num_embeddings", None)
     except NotImplementedError:  # the library's answer where there are none
         return None
+
+
+def num_positions_of(model: Any) -> int | None:
+    """How many tokens a row may have; None where positions are not looked up in a table."""
+    sizes = []
+    for name, module in model.named_modules():
+        is_table = isinstance(module, torch.nn.Embedding)
+        if is_table and name.rpartition(".")[2] in (
+            "position_embeddings",
+            "embed_positions",
+            "wpe",
+        ):
+            # Those of RoBERTa begin after the padding's, those of BART say where.
+            padding = getattr(module, "padding_idx", None)
+            begin = getattr(module, "offset", 0 if padding is None else padding + 1)
+            sizes.append(module.num_embeddings - begin)
+    return max(sizes, default=None)

@@ -27,9 +27,10 @@ def export(model: Any, directory: str | os.PathLike[str], tokenizer: Any = None)
     # The config that is written says nothing of how masks are built here.
     model.save_pretrained(directory, state_dict=state)
     if isinstance(tokenizer, (str, os.PathLike)):
-        from transformers import AutoTokenizer
+        from transformers import AutoProcessor
 
-        load: Callable[..., Any] = AutoTokenizer.from_pretrained
+        # Gives the tokenizer or the image processor where there is just one of them.
+        load: Callable[..., Any] = AutoProcessor.from_pretrained
         tokenizer = load(tokenizer)
     if tokenizer is not None:
         tokenizer.save_pretrained(Path(directory))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,7 +26,12 @@ _NORM_NAME = re.compile(r"(^|_)(layer_?norm|rms_?norm|norm|ln)\d*(_|$)", re.IGNO
 
 
 def check_settings(
-    optimizer: str, schedule: str, learning_rate: float, weight_decay: float, warmup_steps: float
+    optimizer: str,
+    schedule: str,
+    learning_rate: float,
+    weight_decay: float,
+    warmup_steps: float,
+    betas: Sequence[float] = (0.9, 0.999),
 ) -> None:
     """Check settings before a run.
 
@@ -41,8 +47,12 @@ def check_settings(
                 f"{name} must be one of {', '.join(map(repr, known))}, but it is {choice!r}."
             )
     for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if value < 0:
+        if not value >= 0:  # nor NaN
             raise ConfigurationError(f"{name} must be 0 or more, but it is {value}.")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ConfigurationError(
+            f"betas must be two numbers of 0 or more and less than 1, but it is {betas!r}."
+        )
     if warmup_steps < 0 or (isinstance(warmup_steps, float) and warmup_steps > 1):
         raise ConfigurationError(
             "warmup_steps must be a number of steps (an int), or a fraction of the run's steps "

@@ -158,8 +158,54 @@ def make_head(
     pooling: heads.Pooling,
     normalize: bool,
     max_answer_length: int,
+    label_smoothing: float = 0.0,
 ) -> heads.Head:
-    """What the task adds to a model."""
+    """What the task adds to a model.
+
+    Raises:
+        ConfigurationError: A setting cannot be, or has no meaning for the task.
+    """
+    if pooling not in get_args(heads.Pooling):
+        raise ConfigurationError(f"pooling must be 'mean', 'cls' or 'last', but it is {pooling!r}.")
+    if not 0 <= label_smoothing < 1:
+        raise ConfigurationError(
+            f"label_smoothing must be 0 or more and less than 1, but it is {label_smoothing}."
+        )
+    if max_answer_length < 1:
+        raise ConfigurationError(
+            f"max_answer_length must be 1 or more, but it is {max_answer_length}."
+        )
+    head = _head_of(
+        task,
+        model,
+        problem_type=problem_type,
+        pooling=pooling,
+        normalize=normalize,
+        max_answer_length=max_answer_length,
+    )
+    is_pooled = isinstance(head, heads.EmbeddingHead)
+    for name, value, has_meaning in (
+        ("pooling", pooling, is_pooled or pooling == "mean"),
+        ("normalize", normalize, is_pooled or not normalize),
+        ("label_smoothing", label_smoothing, head.can_smooth or not label_smoothing),
+    ):
+        if not has_meaning:
+            what = f" and problem_type={problem_type!r}" if problem_type else ""
+            raise ConfigurationError(
+                f"{name}={value!r} has no meaning for task={task.name!r}{what}: leave it out."
+            )
+    return head
+
+
+def _head_of(
+    task: Task,
+    model: PreTrainedModel,
+    *,
+    problem_type: str | None,
+    pooling: heads.Pooling,
+    normalize: bool,
+    max_answer_length: int,
+) -> heads.Head:
     num_labels = int(model.config.num_labels or 0)
     if problem_type is not None:
         return _ROW_HEADS[problem_type](num_labels)

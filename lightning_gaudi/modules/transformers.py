@@ -15,7 +15,13 @@ from typing_extensions import override
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules import optimization
 from lightning_gaudi.modules.attention import build_masks_on_device
-from lightning_gaudi.modules.batches import BatchCheck, arguments_of, inputs_of, num_tokens_of
+from lightning_gaudi.modules.batches import (
+    BatchCheck,
+    arguments_of,
+    inputs_of,
+    num_positions_of,
+    num_tokens_of,
+)
 from lightning_gaudi.modules.evaluation import StageScores
 from lightning_gaudi.modules.export import export
 from lightning_gaudi.modules.heads import Pooling
@@ -68,7 +74,8 @@ class TransformersModule(LightningModule):
             ``"auto"`` the latter on an HPU.
         betas: AdamW's.
         eps: AdamW's.
-        label_smoothing: The share of a class's or token's loss in training that treats all alike.
+        label_smoothing: The share of a class's or token's loss in training that treats all alike;
+            for tasks that predict one class a row or token.
         gradient_checkpointing: Whether to compute layers again in the backward, to save memory.
         pooling: For feature extraction: ``"mean"`` over tokens, the first (``"cls"``), or the
             ``"last"``; padding aside.
@@ -110,8 +117,9 @@ class TransformersModule(LightningModule):
     ) -> None:
         super().__init__()
         self._task = find_task(task)
-        optimization.check_settings(optimizer, schedule, learning_rate, weight_decay, warmup_steps)
-        _check_choices(pooling, label_smoothing, max_answer_length)
+        optimization.check_settings(
+            optimizer, schedule, learning_rate, weight_decay, warmup_steps, betas
+        )
         self.model = load_model(
             model,
             self._task,
@@ -126,10 +134,10 @@ class TransformersModule(LightningModule):
         if isinstance(tokenizer, (str, os.PathLike)):
             self.save_hyperparameters({"tokenizer": os.fspath(tokenizer)})
         self.label_smoothing = label_smoothing
+        self.learning_rate = learning_rate  # where Lightning's Tuner writes what it found
         self._tokenizer = tokenizer
         self._optimizer_name = optimizer
         self._optimizer_settings: dict[str, Any] = {
-            "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "betas": (betas[0], betas[1]),
             "eps": eps,
@@ -145,6 +153,7 @@ class TransformersModule(LightningModule):
             pooling=pooling,
             normalize=normalize,
             max_answer_length=max_answer_length,
+            label_smoothing=label_smoothing,
         )
         self._scores = {stage: StageScores(self.head) for stage in ("val", "test")}
         self._accepted = arguments_of(base_model(self.model))
@@ -153,7 +162,13 @@ class TransformersModule(LightningModule):
             self._accepted,
             str(base_model(self.model).main_input_name),
             num_tokens_of(base_model(self.model)),
+            num_positions_of(base_model(self.model)),
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle, in a process that may not know our attention yet."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        build_masks_on_device(self.model)
 
     def _save_config(self) -> None:
         config = rebuildable_config(base_model(self.model), self._task)
@@ -216,7 +231,8 @@ class TransformersModule(LightningModule):
         outputs = self(**batch)
         with self._outside_autocast():
             loss = self.head.loss(outputs, batch, self.label_smoothing).mean()
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=_num_rows(batch))
+        num_rows = self._check.num_rows(batch)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=num_rows)
         return loss
 
     @override
@@ -341,6 +357,7 @@ class TransformersModule(LightningModule):
             self.model,
             self._optimizer_name,
             on_hpu=self.trainer.strategy.root_device.type == "hpu",
+            learning_rate=self.learning_rate,
             **self._optimizer_settings,
         )
         name, warmup_steps = self._schedule
@@ -376,20 +393,3 @@ class TransformersModule(LightningModule):
             directory: Where; made if it is not there. ``from_pretrained`` loads it.
         """
         export(self.model, directory, self._tokenizer)
-
-
-def _num_rows(batch: Mapping[str, Any]) -> int:
-    return next(int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor))
-
-
-def _check_choices(pooling: str, label_smoothing: float, max_answer_length: int) -> None:
-    if pooling not in ("mean", "cls", "last"):
-        raise ConfigurationError(f"pooling must be 'mean', 'cls' or 'last', but it is {pooling!r}.")
-    if not 0 <= label_smoothing < 1:
-        raise ConfigurationError(
-            f"label_smoothing must be 0 or more and less than 1, but it is {label_smoothing}."
-        )
-    if max_answer_length < 1:
-        raise ConfigurationError(
-            f"max_answer_length must be 1 or more, but it is {max_answer_length}."
-        )

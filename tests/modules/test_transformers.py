@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as tf
-from modules.tasks_cases import BERT, CASES, batches, config_of, make, stock_of, to_hpu
+from modules.tasks_cases import BART, BERT, CASES, batches, config_of, make, stock_of, to_hpu
 from torch import Tensor
 from torch.nn import functional
 
@@ -202,3 +202,22 @@ def test_loaded_weights_are_float32_unless_told_otherwise(tmp_path) -> None:
         tmp_path, "feature-extraction", model_arguments={"dtype": "bfloat16"}
     )
     assert module.model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("model_type", ["m2m_100", "blenderbot"])
+def test_writers_that_shift_labels_only_inside_their_forward(model_type: str) -> None:
+    """They have no ``prepare_decoder_input_ids_from_labels``."""
+    torch.manual_seed(0)
+    config = {**BART, "activation_dropout": 0.0, "attention_dropout": 0.0, "pad_token_id": 1}
+    config |= {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+    module = TransformersModule({"model_type": model_type, **config}, "seq2seq-lm")
+    assert not hasattr(module.model, "prepare_decoder_input_ids_from_labels")
+    (batch,) = batches("bart")
+    stock = stock_of(module)(**batch)
+    outputs = module(**batch)
+    torch.testing.assert_close(outputs.logits, stock.logits, **CLOSE)
+    torch.testing.assert_close(module.head.loss(outputs, batch).mean(), stock.loss, **CLOSE)
+
+    module.model.config.pad_token_id = None
+    with pytest.raises(ValueError, match=r"needs decoder_start_token_id .* but has 2 and None"):
+        module(**batch)

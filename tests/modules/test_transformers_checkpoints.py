@@ -206,3 +206,28 @@ def test_a_tokenizer_is_exported_too(tmp_path) -> None:
     for directory in ("one", "two"):
         loaded = tf.AutoTokenizer.from_pretrained(tmp_path / directory)
         assert loaded("hello")["input_ids"] == tokenizer("hello")["input_ids"]
+
+
+def test_an_image_processor_is_exported_too(tmp_path) -> None:
+    processor = tf.ViTImageProcessorPil(size={"height": 8, "width": 8})
+    processor.save_pretrained(tmp_path / "processor")
+    make("images", tokenizer=str(tmp_path / "processor")).save_pretrained(tmp_path / "out")
+    loaded = tf.ViTImageProcessorPil.from_pretrained(tmp_path / "out")
+    assert loaded.to_dict() == processor.to_dict()
+    assert loaded.size == {"height": 8, "width": 8}
+
+
+@pytest.mark.slow
+def test_a_pickled_module_is_used_by_a_new_process(tmp_path, run_python) -> None:
+    module = make("classes").eval()
+    (batch,) = batches("classes")
+    torch.save((module, batch), tmp_path / "module.pt")
+    run_python("""
+        import torch
+        module, batch = torch.load("module.pt", weights_only=False)
+        with torch.no_grad():
+            torch.save(module.predict_step(batch, 0)["logits"], "logits.pt")
+    """)
+    with torch.no_grad():
+        expected = module.predict_step(batch, 0)["logits"]
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)

@@ -10,11 +10,12 @@ import pytest
 import torch
 import training
 import transformers as tf
-from modules.tasks_cases import BERT, batches, config_of, make
+from modules.tasks_cases import BART, BERT, SMALL, batches, config_of, make
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules import TransformersModule
+from lightning_gaudi.modules.batches import num_positions_of
 
 pytestmark = training.IGNORED_WARNINGS
 BERT_DICT = config_of("classes")
@@ -112,7 +113,23 @@ def with_classes() -> tf.PreTrainedModel:
         pytest.param({"warmup_steps": -1}, "warmup_steps must be a number of steps", id="warmup"),
         pytest.param({"warmup_steps": 1.5}, "a float from 0 to 1.*1.5", id="warmup-fraction"),
         pytest.param({"learning_rate": -1.0}, "learning_rate must be 0 or more", id="rate"),
+        pytest.param({"learning_rate": float("nan")}, "learning_rate must be .*nan", id="rate-nan"),
+        pytest.param({"betas": (0.9, 1.0)}, r"betas must be two numbers.*\(0.9, 1.0\)", id="betas"),
+        pytest.param({"betas": (0.9,)}, "betas must be two numbers", id="one-beta"),
         pytest.param({"label_smoothing": 1.0}, "label_smoothing must be", id="smoothing"),
+        pytest.param(
+            {"label_smoothing": 0.1, "problem_type": "regression"},
+            "label_smoothing=0.1 has no meaning for task='sequence-classification' and problem_type"
+            "='regression': leave it out",
+            id="smoothing-of-numbers",
+        ),
+        pytest.param(
+            {"label_smoothing": 0.1, "task": "question-answering"},
+            "label_smoothing=0.1 has no meaning for task='question-answering': leave it out",
+            id="smoothing-of-spans",
+        ),
+        pytest.param({"pooling": "cls"}, "pooling='cls' has no meaning", id="pooling-of-classes"),
+        pytest.param({"normalize": True}, "normalize=True has no meaning", id="norm-of-classes"),
         pytest.param({"pooling": "max"}, "pooling must be 'mean', 'cls' or 'last'", id="pooling"),
         pytest.param({"max_answer_length": 0}, "max_answer_length must be 1 or more", id="answer"),
         pytest.param(
@@ -158,6 +175,12 @@ def run(module: TransformersModule, batch: Any, stage: str = "fit") -> None:
             r"batch\['input_ids'\] must be in 0 to 63, but it goes from 64 to 64",
             id="token",
         ),
+        pytest.param(
+            "gpt2",
+            dict.fromkeys(("input_ids", "attention_mask", "labels"), torch.ones(2, 41).long()),
+            r"has rows of 41 tokens, but the model has positions for 40. Cut them, .*max_length=40",
+            id="length",
+        ),
     ],
 )
 def test_batches(name: str, change: dict[str, Any], message: str) -> None:
@@ -165,6 +188,45 @@ def test_batches(name: str, change: dict[str, Any], message: str) -> None:
     batch = {key: value for key, value in {**batch, **change}.items() if value is not None}
     with pytest.raises(ValueError, match=message):
         run(make(name), batch)
+
+
+@pytest.mark.parametrize(("name", "key"), [("classes", "labels"), ("spans", "end_positions")])
+def test_labels_that_are_no_tensor(name: str, key: str) -> None:
+    (batch,) = batches(name)
+    listed = {**batch, key: batch[key].tolist()}
+    with pytest.raises(TypeError, match=rf"batch\['{key}'\] must be a tensor, but it is a list"):
+        run(make(name), listed)
+    trainer = training.trainer()  # which needs none
+    (found,) = trainer.predict(make(name), DataLoader([listed], batch_size=None)) or []
+    assert found["logits"].shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "expected"),
+    [
+        ("bert", {"max_position_embeddings": 20}, 20),
+        # RoBERTa's begin after the padding's, BART's at 2, and Llama's have no table.
+        ("roberta", {"max_position_embeddings": 22, "pad_token_id": 1}, 20),
+        ("bart", {**BART, "max_position_embeddings": 20}, 20),
+        ("llama", {"max_position_embeddings": 20}, None),
+    ],
+    ids=str,
+)
+def test_positions_against_what_stock_takes(
+    model_type: str, config: dict[str, Any], expected: int | None
+) -> None:
+    own = {} if model_type == "bart" else {"vocab_size": 64, **SMALL}
+    model = tf.AutoModel.from_config(tf.AutoConfig.for_model(model_type, **{**own, **config}))
+    assert num_positions_of(model) == expected
+    for length in (20, 21):
+        given = {"input_ids": torch.full((1, length), 5)}
+        if model_type == "bart":
+            given["decoder_input_ids"] = torch.full((1, 2), 5)
+        if length == 20 or expected is None:
+            model(**given)
+        else:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(**given)
 
 
 def test_batches_that_are_no_dict() -> None:

@@ -26,7 +26,7 @@ def loader(data: list[dict[str, Tensor]]) -> DataLoader[Any]:
 
 
 def rows(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    return {name: value[:count] for name, value in batch.items()}
+    return {name: value[:count] if value.ndim else value for name, value in batch.items()}
 
 
 def filled(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -121,11 +121,13 @@ def test_training_logs_its_loss_by_step_and_by_epoch() -> None:
             logged.append(metrics)
 
     trainer = training.trainer(max_epochs=1, logger=Logger(), log_every_n_steps=1)
-    trainer.fit(module, loader(batches("classes", 3)))
+    # A number that is there first is not the number of rows.
+    first, *rest = ({"index": torch.tensor(7), **batch} for batch in batches("classes", 3))
+    trainer.fit(module, loader([rows(first, 2), *rest]))
     steps = [entry["train/loss_step"] for entry in logged if "train/loss_step" in entry]
     (epoch,) = [entry["train/loss_epoch"] for entry in logged if "train/loss_epoch" in entry]
     assert len(steps) == 3
-    assert epoch == pytest.approx(sum(steps) / 3)
+    assert epoch == pytest.approx((2 * steps[0] + 4 * steps[1] + 4 * steps[2]) / 10)
 
 
 def test_validation_may_be_a_models_best() -> None:

@@ -25,6 +25,8 @@ class Head(ABC):
 
     label_keys: tuple[str, ...] = ("labels",)
     """The keys of a batch that hold its labels."""
+    can_smooth = False
+    """Whether the loss is of one class out of many, so that labels can be smoothed."""
 
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch, label_smoothing: float = 0.0) -> Sums:

@@ -33,6 +33,8 @@ class ClassHead(Head):
         num_labels: The number of classes.
     """
 
+    can_smooth = True
+
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
 

@@ -27,6 +27,8 @@ class TokenClassHead(Head):
         num_labels: The number of classes.
     """
 
+    can_smooth = True
+
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
 
@@ -78,6 +80,8 @@ class MaskedTokenHead(Head):
     Args:
         vocab_size: The number of tokens that the model knows.
     """
+
+    can_smooth = True
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
