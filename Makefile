@@ -12,13 +12,13 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check unit opinfo fuzz bench format clean
+.PHONY: demo test check unit slow opinfo fuzz bench format clean
 
 # The main job: a real sentence encoder on the emulated HPU.
 demo: $(STAMP)
 	LIGHTNING_GAUDI_EMULATOR=1 $(BIN)/python examples/sentence_search.py --check
 
-# Checks, then all tests.
+# Checks, then the tests that take no more than a few seconds each.
 test: check unit
 
 check: $(STAMP)
@@ -29,6 +29,10 @@ check: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2
+
+# The tests that take longer: random sequences, two cards, real models, the examples.
+slow: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 # Every op of PyTorch with all its samples, on the emulated HPU and on the CPU.
 opinfo: $(STAMP)

@@ -62,6 +62,7 @@ def test_sentence_search_refuses_what_cannot_be(args, message):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_docstrings_are_real_distinct_and_in_a_fixed_order(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from docstrings import load_docstrings

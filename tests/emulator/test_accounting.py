@@ -331,6 +331,7 @@ def test_a_compilation_says_which_shapes_it_was_for(size):
     assert details == [f"1 ops; inputs [{size}, 3]:torch.float32, [3, 2]:torch.float32"]
 
 
+@pytest.mark.slow
 def test_a_collective_flushes_what_is_pending(run_python):
     result = run_python(
         """
@@ -361,6 +362,7 @@ def test_a_collective_flushes_what_is_pending(run_python):
     ]
 
 
+@pytest.mark.slow
 def test_the_bridges_own_limit_on_a_graph(run_python):
     code = """
         import torch

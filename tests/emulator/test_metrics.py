@@ -192,6 +192,7 @@ def test_wrong_settings_are_named(monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_files_at_marks_changes_and_the_end(run_python, tmp_path):
     code = """
         import lightning_gaudi, sys, torch

@@ -47,10 +47,12 @@ def whole_sequences(draw):
 
 @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(whole_sequences())
+@pytest.mark.slow
 def test_any_sequence_equals_op_by_op(sequence):
     run(sequence)
 
 
+@pytest.mark.slow
 def test_random_sequences_cover_what_they_should():
     """The fuzz script's sequences: captured, replayed, padded, evicted, and run op by op."""
     totals: dict[str, int] = {}

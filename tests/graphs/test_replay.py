@@ -450,6 +450,7 @@ class Model(nn.Module):
 
 @settings(max_examples=60, deadline=None)
 @given(CALLS)
+@pytest.mark.slow
 def test_any_sequence_of_calls_equals_op_by_op(calls):
     torch.manual_seed(7)
     model = Model().to("hpu").eval()

@@ -82,6 +82,7 @@ def run(module, call, script):
 @pytest.mark.filterwarnings("ignore:.*has been called with more than max_graphs")
 @pytest.mark.filterwarnings("ignore:.*was padded to")
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 def test_any_sequence_equals_op_by_op(seed):
     replays = 0
     for number in range(10):
