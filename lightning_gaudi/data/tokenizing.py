@@ -18,27 +18,41 @@ _CHUNK = 4096
 # A tokenizer without a limit says a number of about 1e30.
 _NO_LIMIT = 10**9
 
+GGUF_SUFFIX = ".gguf"
 Numbers = npt.NDArray[np.int32]  # of a row; a list of ints takes ten times the memory
 Fields = dict[str, list[Numbers]]
 
 
+def find_tokenizer(tokenizer: Any) -> Any:
+    """Return a Transformers tokenizer: loaded where it is a path, a name or a ``.gguf`` file.
+
+    Raises:
+        ConfigurationError: There is none at the path.
+    """
+    if not isinstance(tokenizer, str | Path):
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    auto: Any = AutoTokenizer
+    path = Path(tokenizer)
+    try:
+        if path.suffix == GGUF_SUFFIX:
+            return auto.from_pretrained(path.parent, gguf_file=path.name)
+        return auto.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"there is no tokenizer at {str(tokenizer)!r}: {error}. Give the folder of a "
+            "Transformers tokenizer, a .gguf file, a model's name, or a loaded tokenizer."
+        ) from error
+
+
 def load_tokenizer(tokenizer: Any) -> Any:
-    """Return a Transformers tokenizer: a loaded one as it is, else the one at a path.
+    """Return what `find_tokenizer` does, for rows that are padded.
 
     Raises:
         ConfigurationError: It has no pad token, or there is none at the path.
     """
-    if isinstance(tokenizer, str | Path):
-        from transformers import AutoTokenizer
-
-        path = tokenizer
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"there is no tokenizer at {str(path)!r}: {error}. Give the folder of a "
-                "Transformers tokenizer, the name of a model, or a loaded tokenizer."
-            ) from error
+    tokenizer = find_tokenizer(tokenizer)
     if tokenizer.pad_token_id is None:
         raise ConfigurationError(
             f"{type(tokenizer).__name__} has no pad token, and rows are padded to buckets. Set one "

@@ -9,14 +9,12 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
 
+from lightning_gaudi.data.tokenizing import GGUF_SUFFIX
 from lightning_gaudi.errors import ConfigurationError
-
-_GGUF = ".gguf"
 
 
 def load_model(model: str | Path | PretrainedConfig | PreTrainedModel) -> PreTrainedModel:
@@ -41,7 +39,7 @@ def load_model(model: str | Path | PretrainedConfig | PreTrainedModel) -> PreTra
             "model must be a Transformers model, its config, or the path of one, but it is of type "
             f"{type(model).__name__}."
         )
-    elif Path(model).suffix == _GGUF:
+    elif Path(model).suffix == GGUF_SUFFIX:
         loaded = _from_gguf(Path(model)).eval()
     else:
         try:
@@ -59,27 +57,6 @@ def load_model(model: str | Path | PretrainedConfig | PreTrainedModel) -> PreTra
             "AutoModelForCausalLM."
         )
     return loaded  # type: ignore[no-any-return]
-
-
-def load_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer, loaded where it is a path, a name or a ``.gguf`` file.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
-    if not isinstance(tokenizer, (str, Path)):
-        return tokenizer
-    auto: Any = AutoTokenizer
-    path = Path(tokenizer)
-    try:
-        if path.suffix == _GGUF:
-            return auto.from_pretrained(path.parent, gguf_file=path.name)
-        return auto.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"there is no tokenizer at {str(tokenizer)!r}: {error}. Give the folder of a "
-            "Transformers tokenizer, a .gguf file, a model's name, or a loaded tokenizer."
-        ) from error
 
 
 def _from_gguf(path: Path) -> Any:

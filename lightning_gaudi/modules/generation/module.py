@@ -24,8 +24,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from lightning_gaudi.data.tokenizing import find_tokenizer
 from lightning_gaudi.errors import ConfigurationError
-from lightning_gaudi.modules.generation.loading import load_model, load_tokenizer
+from lightning_gaudi.modules.generation.loading import load_model
 from lightning_gaudi.modules.generation.loop import GenerationLoop
 from lightning_gaudi.modules.generation.masks import build_masks_of_prompts
 from lightning_gaudi.modules.generation.prompts import PromptReader, bucket_for, check_buckets
@@ -134,7 +135,7 @@ class TextGenerationModule(LightningModule):
             check_count("batch_size", batch_size)
         self.batch_size = batch_size
         self.model = load_model(model)
-        self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = find_tokenizer(tokenizer)
         check_generation_config(self.model.generation_config, do_sample=do_sample)
         self.eos_token_ids = find_eos_token_ids(self.model, eos_token_id)
         self.pad_token_id = find_pad_token_id(
