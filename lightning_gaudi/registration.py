@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 from lightning_gaudi.accelerator import HPUAccelerator
+from lightning_gaudi.hpu_strategy import HPUStrategy
 from lightning_gaudi.precision import HPUPrecision
 from lightning_gaudi.strategy import GaudiStrategy
 
@@ -80,7 +81,7 @@ def _patch_connector() -> None:
     @wraps(choose_auto_accelerator)
     def _choose_auto_accelerator(self: Any) -> str:
         strategy = self._strategy_flag
-        if isinstance(strategy, GaudiStrategy) or strategy in _STRATEGIES:
+        if isinstance(strategy, HPUStrategy) or strategy in _STRATEGIES:
             return "hpu"
         # Also with a strategy of another kind, which is then refused: it would train on the CPU
         # of a machine with a card. One that names its device is taken at its word.
@@ -93,14 +94,14 @@ def _patch_connector() -> None:
         # The first method that runs when both accelerator and strategy stand.
         if isinstance(self.accelerator, HPUAccelerator):
             self.accelerator.check_strategy(self.strategy)
-        if isinstance(self.strategy, GaudiStrategy) and self._precision_plugin_flag is None:
+        if isinstance(self.strategy, HPUStrategy) and self._precision_plugin_flag is None:
             return HPUPrecision(self._precision_flag)
         plugin: Precision = check_and_init_precision(self)
         return plugin
 
     @wraps(is_distributed)
     def _is_distributed(self: Any) -> bool:
-        if isinstance(self.strategy, GaudiStrategy):
+        if isinstance(self.strategy, HPUStrategy):
             return not self.strategy.has_one_device
         return bool(is_distributed(self))
 

@@ -1,0 +1,231 @@
+"""`HPUStrategy`: what every strategy on the HPU does, however it spreads the work over cards."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+from torch.distributed import ReduceOp
+from torch.nn import Module
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_gaudi.accelerator import HPUAccelerator
+from lightning_gaudi.data.resume import make_resumable
+from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.precision import for_hpu
+from lightning_gaudi.runtime import device as hpu
+from lightning_gaudi.runtime import loading
+from lightning_gaudi.runtime.loading import ExecutionMode
+from lightning_gaudi.step_boundary import StepBoundary
+
+
+class HPUStrategy(Strategy):
+    """Execution mode, step boundary, and what Lightning hands over, on the HPU.
+
+    Stands before one of Lightning's strategies among the bases of a class.
+
+    Attributes:
+        mode: The execution mode.
+        step_boundary: Where the lazy graph breaks.
+    """
+
+    mode: ExecutionMode
+    step_boundary: StepBoundary
+
+    def _choose_mode(
+        self,
+        mode: ExecutionMode,
+        *,
+        mark_step_after_backward: bool,
+        recipe_cache_dir: str | Path | None,
+    ) -> None:
+        """Fix the execution mode; before Lightning's constructor, which may look at the device.
+
+        Raises:
+            ConfigurationError: The mode is unknown.
+            ExecutionModeError: The Gaudi software is loaded in another mode, or
+                ``PT_HPU_LAZY_MODE`` asks for another one.
+        """
+        loading.prepare(mode)
+        self.mode = mode
+        self.step_boundary = StepBoundary(mode, after_backward=mark_step_after_backward)
+        if recipe_cache_dir is not None:
+            loading.set_recipe_cache(recipe_cache_dir)
+
+    @property
+    @abstractmethod
+    def has_one_device(self) -> bool:
+        """Whether this run has a single process, so that there is nobody to talk to."""
+
+    # --- what Lightning hands over --------------------------------------------------------------
+
+    @property
+    @override
+    def accelerator(self) -> Accelerator | None:
+        return self._accelerator
+
+    @accelerator.setter
+    def accelerator(self, accelerator: Accelerator | None) -> None:
+        if accelerator is not None and not isinstance(accelerator, HPUAccelerator):
+            raise ConfigurationError(
+                f"{type(self).__name__} needs accelerator='hpu', but the accelerator is "
+                f"{type(accelerator).__name__}. Use Trainer(accelerator='hpu', "
+                "strategy=GaudiStrategy())."
+            )
+        self._accelerator = accelerator
+
+    @property
+    @override
+    def precision_plugin(self) -> Precision:
+        return super().precision_plugin
+
+    @precision_plugin.setter
+    def precision_plugin(self, precision_plugin: Precision | None) -> None:
+        self._precision_plugin = for_hpu(precision_plugin)
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        """The one HPU of this process."""
+        return hpu.this_device()
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        """Let a fit go on in the middle of an epoch where a `BucketBatchSampler` makes batches."""
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        return make_resumable(dataloader, trainer) if trainer.training else dataloader
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    @override
+    def backward(
+        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Run the backward, then break the lazy graph."""
+        loss = super().backward(closure_loss, optimizer, *args, **kwargs)
+        self.step_boundary.after_backward()
+        return loss
+
+    @override
+    def optimizer_step(
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any],
+        model: LightningModule | Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the optimizer's step, then break the lazy graph."""
+        output = super().optimizer_step(optimizer, closure, model, **kwargs)
+        self.step_boundary.after_optimizer_step()
+        return output
+
+    @override
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a validation step, then break the lazy graph."""
+        output = super().validation_step(*args, **kwargs)
+        self.step_boundary.after_evaluation_step()
+        return output
+
+    @override
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a test step, then break the lazy graph."""
+        output = super().test_step(*args, **kwargs)
+        self.step_boundary.after_evaluation_step()
+        return output
+
+    @override
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a predict step, then break the lazy graph."""
+        output = super().predict_step(*args, **kwargs)
+        self.step_boundary.after_evaluation_step()
+        return output
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep what ran between stages out of a stage's first step."""
+        assert self.lightning_module is not None
+        _reset_logged_values(self.lightning_module.trainer)
+        self.step_boundary.before_training_step(batch_idx)
+
+    @override
+    def on_validation_start(self) -> None:
+        """Keep what ran before out of the first step."""
+        self.step_boundary.at_stage_start()
+
+    @override
+    def on_test_start(self) -> None:
+        """Keep what ran before out of the first step."""
+        self.step_boundary.at_stage_start()
+
+    @override
+    def on_predict_start(self) -> None:
+        """Keep what ran before out of the first step."""
+        self.step_boundary.at_stage_start()
+
+    @override
+    def on_train_end(self) -> None:
+        """Leave nothing pending."""
+        self.step_boundary.at_stage_end()
+
+    @override
+    def on_validation_end(self) -> None:
+        """Leave nothing pending."""
+        self.step_boundary.at_stage_end()
+
+    @override
+    def on_test_end(self) -> None:
+        """Leave nothing pending."""
+        self.step_boundary.at_stage_end()
+
+    @override
+    def on_predict_end(self) -> None:
+        """Leave nothing pending."""
+        self.step_boundary.at_stage_end()
+
+    # --- several devices ------------------------------------------------------------------------
+
+    @override
+    def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any | None = "mean") -> Any:
+        """Reduce a tensor over all processes, in place, and return it.
+
+        HCCL has no mean (HABANA.md, "Many cards"), so that is a sum and a division.
+        """
+        if not isinstance(tensor, Tensor) or not torch.distributed.is_initialized():
+            return tensor
+        if isinstance(reduce_op, str):
+            is_mean = reduce_op.lower() in ("mean", "avg")
+        else:
+            is_mean = reduce_op == ReduceOp.AVG
+        if not is_mean:
+            return super().reduce(tensor, group, reduce_op=reduce_op)  # type: ignore[safe-super]
+        total = super().reduce(tensor, group, reduce_op="sum")  # type: ignore[safe-super]
+        return total.copy_(total / torch.distributed.get_world_size(group))
+
+
+def _reset_logged_values(trainer: Trainer) -> None:
+    """Reset before an epoch's first step what Lightning would reset inside it.
+
+    Lightning resets the values of the last epoch at the first ``self.log`` of the next one. That is
+    inside the step's lazy graph, so that the first step of a second epoch would be compiled anew,
+    forward and backward and all (lightning 2.6.6, ``LightningModule.log``).
+    """
+    # Private, and there is no public way. A Lightning without these names costs one compilation a
+    # fit, no more, so it is left alone.
+    connector: Any = getattr(trainer, "_logger_connector", None)
+    results = getattr(trainer, "_results", None)
+    if results is None or not hasattr(connector, "_current_fx"):
+        return
+    if connector.should_reset_tensors("training_step"):
+        results.reset(metrics=False, fx="training_step")
+        connector._current_fx = "training_step"
