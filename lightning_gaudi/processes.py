@@ -1,0 +1,88 @@
+"""A process of a run: its card, its software, its peers, and what they reduce together.
+
+The Trainer and Fabric have strategies of two separate class trees; what both do on the HPU is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.utilities.distributed import _init_dist_connection
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.distributed import ReduceOp
+
+from lightning_gaudi.runtime import device as hpu
+from lightning_gaudi.runtime import distributed, loading
+from lightning_gaudi.runtime.loading import ExecutionMode
+
+
+def start(
+    mode: ExecutionMode, environment: ClusterEnvironment, *, num_processes: int, num_nodes: int
+) -> None:
+    """Choose this process's card, and load the Gaudi software in a mode.
+
+    Args:
+        mode: The execution mode.
+        environment: Who started the processes.
+        num_processes: Processes on this node, one a card.
+        num_nodes: How many nodes take part.
+
+    Raises:
+        GaudiNotAvailableError: There is no Gaudi software.
+        ExecutionModeError: It is loaded in another mode.
+        ConfigurationError: There is no card for this process.
+        ValueError: `environment` has started another number of processes.
+    """
+    if num_processes * num_nodes <= 1:
+        # No launcher checks this, and each of several processes would train for itself.
+        environment.validate_settings(num_devices=num_processes, num_nodes=num_nodes)
+    else:
+        distributed.choose_card(environment.local_rank())
+    loading.load(mode)
+    rank_zero_info(f"HPU: {num_processes} x {hpu.name()}, {mode} mode")
+
+
+def connect(environment: ClusterEnvironment, backend: str, timeout: timedelta | None) -> None:
+    """Join the process group of all processes.
+
+    Args:
+        environment: Knows the main process's address, and this one's rank.
+        backend: The process group's backend.
+        timeout: How long a collective may take.
+    """
+    distributed.load_backend()
+    # Unlike DDPStrategy, no device_id: HCCL does not connect at once, as PyTorch then expects.
+    _init_dist_connection(environment, backend, timeout=timeout)
+
+
+def all_reduce(
+    tensor: Any, group: Any | None, reduce_op: Any | None, reduce: Callable[..., Any]
+) -> Any:
+    """Reduce a tensor over all processes, in place, without asking for a mean.
+
+    HCCL has no mean (HABANA.md, "Many cards"), so that is a sum and a division.
+
+    Args:
+        tensor: The tensor. Anything else comes back as it is.
+        group: The process group; None for all processes.
+        reduce_op: A ``ReduceOp`` or its name; ``"mean"`` and ``"avg"`` are means.
+        reduce: Lightning's own way, called with ``(tensor, group, reduce_op=...)``.
+
+    Returns:
+        `tensor` itself.
+    """
+    if not isinstance(tensor, Tensor) or not torch.distributed.is_initialized():
+        return tensor
+    if isinstance(reduce_op, str):
+        is_mean = reduce_op.lower() in ("mean", "avg")
+    else:
+        is_mean = reduce_op == ReduceOp.AVG
+    if not is_mean:
+        return reduce(tensor, group, reduce_op=reduce_op)
+    total = reduce(tensor, group, reduce_op="sum")
+    return total.copy_(total / torch.distributed.get_world_size(group))
