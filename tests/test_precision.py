@@ -22,9 +22,9 @@ from lightning_gaudi.errors import ConfigurationError
 
 pytestmark = IGNORED_WARNINGS
 
-UNKNOWN = (
-    "precision must be one of '32-true', 'bf16-mixed', 'bf16-true' on the HPU, but it is {!r}."
-)
+KNOWN = "'32-true', 'bf16-mixed', 'bf16-true', '16-mixed', '16-true', 'fp8'"
+UNKNOWN = f"precision must be one of {KNOWN} on the HPU, but it is {{!r}}."
+ENGINE = " The Transformer Engine for Gaudi is chosen by Trainer(plugins=[HPUPrecision('fp8')])."
 
 
 class Dtypes(Classifier):
@@ -37,7 +37,7 @@ class Dtypes(Classifier):
         return super().training_step(batch, batch_idx)
 
 
-BF16, FP32, INT = torch.bfloat16, torch.float32, torch.int64
+BF16, FP16, FP32, INT = torch.bfloat16, torch.float16, torch.float32, torch.int64
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,7 @@ BF16, FP32, INT = torch.bfloat16, torch.float32, torch.int64
         ("32-true", [FP32, FP32, FP32, FP32, INT], 1e-5),
         ("bf16-mixed", [FP32, FP32, BF16, FP32, INT], 0.02),
         ("bf16-true", [BF16, BF16, BF16, BF16, INT], 0.05),
+        ("16-true", [FP16, FP16, FP16, FP16, INT], 0.01),
     ],
 )
 @pytest.mark.parametrize("network", [mlp, conv_net])
@@ -74,15 +75,17 @@ def test_against_stock_lightning(
         assert on_hpu.losses != full.losses
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_predictions_against_stock_lightning(precision: Any) -> None:
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-mixed", BF16), ("bf16-true", BF16), ("16-true", FP16)]
+)
+def test_predictions_against_stock_lightning(precision: Any, dtype: torch.dtype) -> None:
     predictions = []
     for accelerator in ("hpu", "cpu"):
         torch.manual_seed(0)
         module = Classifier(TiedGRU())
         found = trainer(accelerator, precision=precision).predict(module, tokens(None))
         assert found is not None
-        assert {(type(value), value.dtype) for value in found} == {(Tensor, BF16)}
+        assert {(type(value), value.dtype) for value in found} == {(Tensor, dtype)}
         predictions.append(found)
     torch.testing.assert_close(*predictions, rtol=0.02, atol=0.02)
 
@@ -109,6 +112,9 @@ def test_mixed_precision_is_autocast_for_the_hpu_never_for_cuda() -> None:
         ),
         ("bf16-mixed", "bf16-mixed"),
         ("bf16-true", "bf16-true"),
+        pytest.param(16, "16-mixed", marks=pytest.mark.filterwarnings("ignore:`precision=16` is")),
+        ("16-mixed", "16-mixed"),
+        ("16-true", "16-true"),
     ],
 )
 def test_lightnings_names(given: Any, name: str) -> None:
@@ -118,23 +124,18 @@ def test_lightnings_names(given: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "precision",
-    [
-        "16-mixed",
-        "16-true",
-        "64-true",
-        "transformer-engine",
-        "transformer-engine-float16",
-    ],
+    ("precision", "remedy"),
+    [("64-true", ""), ("transformer-engine", ENGINE), ("transformer-engine-float16", ENGINE)],
 )
-def test_what_the_hpu_does_not_have(precision: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"^{re.escape(UNKNOWN.format(precision))}$"):
+def test_what_the_hpu_does_not_have(precision: Any, remedy: str) -> None:
+    message = UNKNOWN.format(precision) + remedy
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         L.Trainer(accelerator="hpu", precision=precision, logger=False)
 
 
 def test_unknown_precision() -> None:
-    with pytest.raises(ConfigurationError, match=f"^{re.escape(UNKNOWN.format('fp8'))}$"):
-        HPUPrecision("fp8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(UNKNOWN.format('fp4'))}$"):
+        HPUPrecision("fp4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Precision 'half' is invalid"):
         L.Trainer(accelerator="hpu", precision="half", logger=False)  # type: ignore[arg-type]
 
@@ -173,8 +174,7 @@ def test_lightnings_own_plugins_become_ours(plugin: Precision, precision: str) -
 
 def test_lightnings_own_plugins_that_cannot_be_raise() -> None:
     message = (
-        "precision must be one of '32-true', 'bf16-mixed', 'bf16-true' on the HPU, but '64-true' "
-        "(DoublePrecision) was chosen."
+        f"precision must be one of {KNOWN} on the HPU, but '64-true' (DoublePrecision) was chosen."
     )
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         L.Trainer(accelerator="hpu", plugins=[DoublePrecision()], logger=False)
@@ -196,7 +196,13 @@ def test_an_exception_in_a_step_leaves_nothing_behind(precision: Any) -> None:
 
 
 def test_init_module_makes_weights_in_the_right_dtype() -> None:
-    for precision, dtype in (("32-true", FP32), ("bf16-mixed", FP32), ("bf16-true", BF16)):
+    for precision, dtype in (
+        ("32-true", FP32),
+        ("bf16-mixed", FP32),
+        ("bf16-true", BF16),
+        ("16-mixed", FP32),
+        ("16-true", FP16),
+    ):
         run = trainer(precision=precision)
         with run.init_module():
             layer = nn.Linear(2, 2)

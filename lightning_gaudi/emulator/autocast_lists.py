@@ -34,14 +34,14 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_DEFAULT_LOWER = _names(
+DEFAULT_LOWER = _names(
     """
     addmm addbmm batch_norm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d
     conv_transpose3d dot dropout feature_dropout group_norm instance_norm layer_norm leaky_relu
     linear matmul mean mm mul mv softmax log_softmax scaled_dot_product_attention
     """
 )
-_DEFAULT_FP32 = _names(
+DEFAULT_FP32 = _names(
     """
     acos addcdiv asin atan2 bilinear binary_cross_entropy binary_cross_entropy_with_logits cdist
     cosh cosine_embedding_loss cosine_similarity cross_entropy_loss dist div divide embedding
@@ -51,7 +51,7 @@ _DEFAULT_FP32 = _names(
     softplus tan topk triplet_margin_loss truediv true_divide
     """
 )
-_PROMOTE = _names("add addcmul addcdiv cat div exp mul pow sub iadd truediv stack")
+PROMOTE = _names("add addcmul addcdiv cat div exp mul pow sub iadd truediv stack")
 _LOWER_FIRST = frozenset({"layer_norm", "group_norm", "instance_norm", "batch_norm"})
 
 
@@ -61,9 +61,9 @@ def load_policies() -> dict[str, CastPolicy]:
     Raises:
         FileNotFoundError: A variable names a file that is not there.
     """
-    policies = dict.fromkeys(_PROMOTE, CastPolicy.PROMOTE)
-    policies.update(dict.fromkeys(_load(FP32_VARIABLE, _DEFAULT_FP32), CastPolicy.FP32))
-    for name in _load(LOWER_VARIABLE, _DEFAULT_LOWER):
+    policies = dict.fromkeys(PROMOTE, CastPolicy.PROMOTE)
+    policies.update(dict.fromkeys(_load(FP32_VARIABLE, DEFAULT_FP32), CastPolicy.FP32))
+    for name in _load(LOWER_VARIABLE, DEFAULT_LOWER):
         policies[name] = CastPolicy.LOWER_FIRST if name in _LOWER_FIRST else CastPolicy.LOWER
     return policies
 

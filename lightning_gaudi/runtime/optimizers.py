@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -23,3 +25,21 @@ def fused_adamw(params: ParamsT, **settings: Any) -> Optimizer:
     """
     optimizer: Optimizer = loading.module("torch.hpex.optimizers").FusedAdamW(params, **settings)
     return optimizer
+
+
+def clip_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Clip gradients to a total 2-norm by ``hpex.normalization.FusedClipNorm``, in place.
+
+    Nothing is read on the host.
+
+    Args:
+        params: The parameters; those without a gradient do not count.
+        max_norm: The greatest total norm.
+
+    Returns:
+        The total norm before, of shape (1,).
+    """
+    params = list(params)
+    fused = loading.module("torch.hpex.normalization").FusedClipNorm(params, max_norm)
+    norm: Tensor = fused.clip_norm(params)
+    return norm
