@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from lightning_gaudi.emulator import distributed_tensor
 from lightning_gaudi.emulator.tensor import HPUTensor
 
 HLS_MODULE_ID = "HLS_MODULE_ID"
@@ -217,6 +218,7 @@ def register() -> None:
     if "hccl" in dist.Backend.backend_list:
         return
     dist.Backend.register_backend("hccl", _make_backend, devices=["hpu", "cpu"])
+    distributed_tensor.attach_to_dtensor()
     for name in _REDUCING:
         plain_function = getattr(distributed_c10d, name, None)
         if plain_function is not None:

@@ -62,6 +62,7 @@ def install() -> None:
         autocast,
         composites,
         device_module,
+        distributed_tensor,
         factories,
         functions,
         generator,
@@ -96,6 +97,7 @@ def install() -> None:
         generator,
         accelerator_module,
         tracing,
+        distributed_tensor,
     ):
         part.attach()
     sys.meta_path.insert(0, _Finder())
