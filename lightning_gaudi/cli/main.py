@@ -1,118 +1,129 @@
-"""``lightning-gaudi``: start a script, or a LightningCLI, in the right execution mode.
+"""``lightning-gaudi``: reads the command line and hands it to the command.
 
-The mode must be in the environment before ``import torch`` (see `runtime.loading`), so every
-command starts Python anew with the mode set; ``fit`` and its sisters only where it is not set yet.
+The mode must be in the environment before ``import torch`` (see `runtime.loading`), so commands
+that use the device start Python anew with the mode set. The console script comes here without
+having imported torch or Lightning (`lightning_gaudi_autoload.command`); so do its commands, which
+therefore import nothing heavy at the top.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from lightning_gaudi.cli.plan import PLAN_HELP, add_plan_arguments, run_plan
-from lightning_gaudi.cli.trainer import TRAINER_COMMANDS, run_trainer
-from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.cli.command import GROUPS, Command, add_mode
+from lightning_gaudi.cli.doctor import DOCTOR
+from lightning_gaudi.cli.parser import Parser
+from lightning_gaudi.cli.plan import PLAN
+from lightning_gaudi.cli.run import RUN
+from lightning_gaudi.cli.trainer import TRAINER_COMMANDS
 from lightning_gaudi.runtime import environment
 from lightning_gaudi.runtime.process import start_python
 
 PROGRAM = "lightning-gaudi"
-_MODES = ("lazy", "eager")
+COMMANDS: tuple[Command, ...] = (RUN, *TRAINER_COMMANDS, PLAN, DOCTOR)
+
+_OTHER_NAMES = {"train": "fit", "evaluate": "validate", "inference": "predict", "check": "doctor"}
+_EXIT_CODES = (
+    ("0", "it worked"),
+    ("1", "a check failed: a fault that doctor found, a check of selftest"),
+    ("2", "the command line is wrong"),
+    ("3", "emulate: more compilations or host reads than allowed"),
+    ("N", "run and emulate: the script's own"),
+)
+_EXAMPLES = (
+    ("lightning-gaudi doctor", "is this machine ready?"),
+    ("lightning-gaudi run train.py", "a script in lazy mode"),
+    ("lightning-gaudi emulate train.py", "without a card; ends with what would recompile"),
+    ("lightning-gaudi fit --config config.yaml", "LightningCLI"),
+)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, is_light: bool = False) -> None:
     """Run the console script.
 
     Args:
         arguments: The command line without the program's name; that of the process by default.
+        is_light: Whether this process has left out what `lightning_gaudi` imports, so that
+            commands that need it start another one.
 
     Raises:
         SystemExit: With code 2 where the command line is wrong, else with the command's code.
     """
-    parser = _parser()
-    given, others = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    line = list(sys.argv[1:] if arguments is None else arguments)
+    parser, parsers = build_parser()
+    given, others = parser.parse_known_args(line)
     if given.command is None:
         parser.print_help()
         raise SystemExit(2)
-    if given.command == "run":
-        if others:
-            parser.error(f"unrecognized arguments: {' '.join(others)}")
-        if not Path(given.script).exists():
-            parser.error(f"there is no script {given.script!r} in {Path.cwd()}")
-        start_python([given.script, *given.arguments], lazy=(given.mode or "lazy") == "lazy")
-    if given.command == "plan":
-        if others:
-            parser.error(f"unrecognized arguments: {' '.join(others)}")
-        try:
-            run_plan(given)
-        except (ConfigurationError, OSError) as error:
-            parser.exit(2, f"{PROGRAM} plan: {error}\n")
-        return
-
-    wanted = environment.lazy_mode()
-    if given.mode is not None:
-        wanted = "1" if given.mode == "lazy" else "0"
-    if wanted is None or wanted != environment.lazy_mode():
-        again = ["-m", "lightning_gaudi.cli", given.command, *others]
-        start_python(again, lazy=wanted != "0")
-    try:
-        run_trainer(PROGRAM, [given.command, *others], is_lazy=wanted == "1")
-    except ModuleNotFoundError as error:
-        if error.name != "jsonargparse":
-            raise
-        parser.error(str(error))
+    command = next(command for command in COMMANDS if command.name == given.command)
+    own_parser = parsers[command.name]
+    if others and not command.has_own_help:
+        own_parser.refuse(others)
+    given.others, given.is_light = others, is_light
+    if is_light and command.needs_package:
+        start_python(["-m", "lightning_gaudi.cli", *line], lazy=environment.lazy_mode() != "0")
+    code = command.run(given, own_parser)
+    if code:
+        raise SystemExit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        allow_abbrev=False,
-        description="Run PyTorch Lightning on Intel Gaudi, in the execution mode you choose.",
-        epilog=(
-            "Without a card, export LIGHTNING_GAUDI_EMULATOR=1 to use the emulated HPU. "
-            f"`{PROGRAM} COMMAND --help` says more."
-        ),
-    )
-    _add_mode(parser, None)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    run = commands.add_parser(
-        "run",
-        allow_abbrev=False,
-        help="start a Python script in an execution mode",
-        description=(
-            "Start Python anew with the execution mode set before anything is imported, and run a "
-            "script in it. The exit code is the script's."
-        ),
-    )
-    # May stand before or after the command; suppressed here, a value from before stays.
-    _add_mode(run, argparse.SUPPRESS)
-    run.add_argument("script", metavar="SCRIPT", help="the script's path")
-    run.add_argument(
-        "arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="the script's own arguments"
-    )
-    plan = commands.add_parser(
-        "plan",
-        allow_abbrev=False,
-        help=PLAN_HELP,
-        description=(
-            "Read the texts of a data set and say, for every number of buckets, how many graphs "
-            "would be captured, how much of the work would be padding, and what the graphs' inputs "
-            "would take. Needs no card and no model."
-        ),
-    )
-    add_plan_arguments(plan)
-    for name, text in TRAINER_COMMANDS.items():
-        # What these do not know, --help included, is LightningCLI's.
-        command = commands.add_parser(name, help=text, add_help=False, allow_abbrev=False)
-        _add_mode(command, argparse.SUPPRESS)
-    return parser
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The program's parser, and those of its commands by name."""
+    parser = Parser(prog=PROGRAM)
+    add_mode(parser, None)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parsers: dict[str, Parser] = {}
+    for command in COMMANDS:
+        own = subparsers.add_parser(
+            command.name,
+            help=command.summary,
+            description=command.description,
+            epilog=_epilog(command),
+            add_help=not command.has_own_help,
+        )
+        command.add_arguments(own)
+        parsers[command.name] = own
+    parser.known_commands = tuple(parsers)
+    parser.other_names = _OTHER_NAMES
+    parser.page = _page()
+    return parser, parsers
 
 
-def _add_mode(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument(
-        "--mode",
-        choices=_MODES,
-        default=default,
-        help="lazy (the default) gathers ops into graphs; eager runs op by op",
-    )
+def _page() -> str:
+    """The program's help."""
+    lines = [
+        f"usage: {PROGRAM} [-h] [--mode {{lazy,eager}}] COMMAND ...",
+        "",
+        "Run PyTorch Lightning on Intel Gaudi, in the execution mode you choose.",
+    ]
+    for group in GROUPS:
+        rows = [(c.name, c.summary) for c in COMMANDS if c.group == group]
+        lines += ["", f"{group}:", *_aligned(rows, 12)] if rows else []
+    options = [
+        ("-h, --help", "show this message and exit"),
+        ("--mode {lazy,eager}", "lazy (the default) gathers ops into graphs; eager runs op by op"),
+    ]
+    lines += ["", "options:", *_aligned(options, 21)]
+    lines += ["", "exit codes:", *_aligned(_EXIT_CODES, 4)]
+    lines += ["", "examples:", *_aligned(_EXAMPLES, 42)]
+    lines += [
+        "",
+        "Without a card, use `emulate`, or export LIGHTNING_GAUDI_EMULATOR=1 for the emulated HPU.",
+        f"`{PROGRAM} COMMAND --help` says more.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _epilog(command: Command) -> str:
+    lines: list[str] = []
+    if command.exit_codes:
+        lines += ["exit codes:", *_aligned(command.exit_codes, 4)]
+    if command.examples:
+        lines += ["", "examples:"] if lines else ["examples:"]
+        lines += [f"    {example}" for example in command.examples]
+    return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
+    return [f"    {name:<{width}} {text}" for name, text in rows]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightning_gaudi import emulator
 from lightning_gaudi.errors import ConfigurationError, GaudiNotAvailableError
-from lightning_gaudi.runtime import environment, loading
+from lightning_gaudi.runtime import driver, environment, loading
 
-_ACCEL_CLASS = Path("/sys/class/accel")
-_HABANA_PCI_VENDOR = "0x1da3"
+_ACCEL_CLASS = driver.ACCEL_CLASS
 
 
 def count() -> int:
@@ -24,12 +22,7 @@ def count() -> int:
     """
     if loading.is_emulated():
         return emulator.device_count()
-    num_cards = 0
-    for vendor in _ACCEL_CLASS.glob("accel[0-9]*/device/vendor"):
-        try:
-            num_cards += vendor.read_text().strip() == _HABANA_PCI_VENDOR
-        except OSError:  # a card in reset has no readable entry: it is not usable now
-            continue
+    num_cards = len(driver.card_entries(_ACCEL_CLASS))
     visible = environment.visible_modules()
     return num_cards if visible is None else min(num_cards, len(visible))
 

@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 import pytest
 
 from lightning_gaudi.cli import main
+from lightning_gaudi.runtime import environment as environment_module
 from lightning_gaudi.runtime import loading
 
 cli = importlib.import_module("lightning_gaudi.cli.main")
+run_command = importlib.import_module("lightning_gaudi.cli.run")
 trainer_commands = importlib.import_module("lightning_gaudi.cli.trainer")
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "lightning_gaudi.cli"]
@@ -49,8 +51,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append((program, arguments, "lazy" if is_lazy else "eager"))
         raise Started
 
-    monkeypatch.setattr(cli, "start_python", start_python)
-    monkeypatch.setattr(cli, "run_trainer", run_trainer)
+    for module in (cli, run_command, trainer_commands):
+        monkeypatch.setattr(module, "start_python", start_python)
+    monkeypatch.setattr(trainer_commands, "run_trainer", run_trainer)
     return seen
 
 
@@ -94,7 +97,7 @@ def test_trainer_commands_start_anew_in_the_mode(
     option: str | None,
     mode: str,
 ) -> None:
-    monkeypatch.setattr(cli.environment, "lazy_mode", lambda: exported)
+    monkeypatch.setattr(environment_module, "lazy_mode", lambda: exported)
     with pytest.raises(Started):
         main([*(["--mode", option] if option else []), command, "--config", "c.yaml", "--help"])
     with pytest.raises(Started):
@@ -114,7 +117,7 @@ def test_trainer_commands_go_on_where_the_mode_is_set(
     option: str | None,
     mode: str,
 ) -> None:
-    monkeypatch.setattr(cli.environment, "lazy_mode", lambda: exported)
+    monkeypatch.setattr(environment_module, "lazy_mode", lambda: exported)
     with pytest.raises(Started):
         main([*(["--mode", option] if option else []), "fit", "--config", "c.yaml"])
     arguments = ["fit", "--config", "c.yaml"]
@@ -136,7 +139,15 @@ def test_a_wrong_mode_names_the_command_that_was_given(monkeypatch: pytest.Monke
         (["run"], "error: the following arguments are required: SCRIPT"),
         (["run", "--mode", "graph", "x.py"], "argument --mode: invalid choice: 'graph'"),
         (["run", "--fast", "x.py"], "error: unrecognized arguments: --fast"),
-        (["train"], "invalid choice: 'train'"),
+        (["run", "--mod", "lazy", "x.py"], "arguments: --mod\nDid you mean --mode?\n"),
+        (["plan", "--batchsize=3"], "error: the following arguments are required: DATA"),
+        (
+            ["trian"],
+            "error: there is no command 'trian'. Did you mean 'fit'?\nThe commands are: run, ",
+        ),
+        (["xyzzy"], "error: there is no command 'xyzzy'.\nThe commands are: run, fit, "),
+        (["train"], "error: there is no command 'train'. Did you mean 'fit'?\n"),
+        (["predct"], "error: there is no command 'predct'. Did you mean 'predict'?\n"),
     ],
 )
 def test_bad_command_lines(
@@ -176,7 +187,8 @@ def test_without_jsonargparse(
         main(["fit", "--config", "c.yaml"])
     assert caught.value.code == 2
     assert (
-        "lightning-gaudi: error: lightning-gaudi fit needs jsonargparse, which is not installed: "
+        "lightning-gaudi fit: error: lightning-gaudi fit needs jsonargparse, which is not "
+        "installed: "
         'pip install "lightning-gaudi[cli]"\n'
     ) in capsys.readouterr().err
 

@@ -1,0 +1,1 @@
+"""The contract, run on whatever HPU there is: ``lightning-gaudi selftest``."""
