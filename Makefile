@@ -12,16 +12,16 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check unit slow opinfo fuzz bench format clean
+.PHONY: demo test lint unit slow opinfo check fuzz bench format clean
 
 # The main job: a real sentence encoder on the emulated HPU.
 demo: $(STAMP)
 	LIGHTNING_GAUDI_EMULATOR=1 $(BIN)/python examples/sentence_search.py --check
 
-# Checks, then the tests that take no more than a few seconds each.
-test: check unit
+# Style, types and layers, then the tests that take no more than a few seconds each.
+test: lint unit
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -38,15 +38,22 @@ slow: $(STAMP)
 opinfo: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 -m opinfo tests/emulator/opinfo
 
+# What a release must hold beyond that: a light import, no API newer than the oldest torch that is
+# supported, the core tests on the oldest Lightning, a wheel that works in a clean environment.
+check: lint
+	$(BIN)/python checks/import_time.py
+	$(BIN)/python checks/oldest_torch.py
+	$(BIN)/python checks/oldest_lightning.py
+	$(BIN)/python checks/wheel.py
+
 # 100,000 random calls, replayed and op by op.
 fuzz: $(STAMP)
 	LIGHTNING_GAUDI_EMULATOR=1 PT_HPU_LAZY_MODE=1 $(BIN)/python tests/graphs/fuzz.py --calls 100000
 
-# Figures of this machine's CPU, never of a card. All run; fails where a target is missed.
+# Figures of this machine's CPU, never of a card. All run; fails where a target is missed. Writes
+# benchmarks/RESULTS.md and compares with the last one.
 bench: $(STAMP)
-	@missed=0; for name in emulator replay buckets generation diffusion; do \
-		LIGHTNING_GAUDI_EMULATOR=1 PT_HPU_LAZY_MODE=1 $(BIN)/python -W ignore benchmarks/bench_$$name.py || missed=1; \
-	done; exit $$missed
+	$(BIN)/python benchmarks/run_all.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

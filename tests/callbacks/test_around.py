@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import lightning
 import lightning as L
 import pytest
 import torch
@@ -12,11 +13,9 @@ from lightning.pytorch.callbacks import (
     BasePredictionWriter,
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     ModelCheckpoint,
     StochasticWeightAveraging,
     Timer,
-    WeightAveraging,
 )
 from lightning.pytorch.tuner import Tuner
 from torch import nn
@@ -26,6 +25,13 @@ from torchmetrics import CatMetric
 from torchmetrics.classification import BinaryAUROC
 
 from lightning_gaudi import HPUGraphCallback
+
+
+def weight_averaging(name, **settings):
+    """A callback of `lightning.pytorch.callbacks` that older releases do not have."""
+    if not hasattr(lightning.pytorch.callbacks, name):
+        pytest.skip(f"lightning {lightning.__version__} has no {name}")
+    return getattr(lightning.pytorch.callbacks, name)(**settings)
 
 
 def weights(module):
@@ -85,8 +91,8 @@ def test_settings_of_the_trainer(settings, stages):
     "make_callback",
     [
         lambda: EarlyStopping("val_loss", patience=1, min_delta=0.2),
-        lambda: EMAWeightAveraging(decay=0.5),
-        lambda: WeightAveraging(avg_fn=get_ema_avg_fn(0.3)),
+        lambda: weight_averaging("EMAWeightAveraging", decay=0.5),
+        lambda: weight_averaging("WeightAveraging", avg_fn=get_ema_avg_fn(0.3)),
         lambda: StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1),
         lambda: Timer(duration={"hours": 1}),
     ],
