@@ -8,6 +8,8 @@
         HostReadError                         it reads a device value on the host
       ReplayMismatchError    (RuntimeError)   a replay gave another result (verify=True)
       BudgetExceededError    (RuntimeError)   more compilations or host reads than allowed
+      CheckpointError        (RuntimeError)   a checkpoint cannot be read
+      ProcessGroupError      (RuntimeError)   the processes of a run do not meet, or differ
 
 Each message says what was expected, what came, and what to do.
 """
@@ -43,3 +45,11 @@ class ReplayMismatchError(GaudiError, RuntimeError):
 
 class BudgetExceededError(GaudiError, RuntimeError):
     """A run compiled, read from the device or fell back to the CPU more often than was allowed."""
+
+
+class ProcessGroupError(GaudiError, RuntimeError):
+    """The processes of a run do not find each other, or do not fit together."""
+
+
+class CheckpointError(GaudiError, RuntimeError):
+    """A checkpoint is not whole, is of another kind, or holds what may not be read from it."""

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import signal
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
-from torch.distributed import ReduceOp
 from torch.nn import Module
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_gaudi import processes
 from lightning_gaudi.accelerator import HPUAccelerator
 from lightning_gaudi.data.resume import make_resumable
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.precision import for_hpu
+from lightning_gaudi.profiler import HPUProfiler
 from lightning_gaudi.runtime import device as hpu
 from lightning_gaudi.runtime import loading
 from lightning_gaudi.runtime.loading import ExecutionMode
@@ -193,24 +195,35 @@ class HPUStrategy(Strategy):
         """Leave nothing pending."""
         self.step_boundary.at_stage_end()
 
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        """Say what is known of a failure, and let a profiler write what it has seen."""
+        assert self.lightning_module is not None
+        profiler = self.lightning_module.trainer.profiler  # type: ignore[attr-defined]
+        if isinstance(profiler, HPUProfiler):
+            profiler.describe()  # Lightning describes no run that has failed
+        super().on_exception(exception)
+
     # --- several devices ------------------------------------------------------------------------
+
+    @contextmanager
+    def _ends_processes_on_error(self) -> Iterator[None]:
+        """End the processes that this one has started where it cannot start itself.
+
+        They would wait for it until the timeout, and outlive it.
+        """
+        try:
+            yield
+        except BaseException:
+            if self.launcher is not None:
+                self.launcher.kill(signal.SIGKILL)
+            raise
 
     @override
     def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any | None = "mean") -> Any:
-        """Reduce a tensor over all processes, in place, and return it.
-
-        HCCL has no mean (HABANA.md, "Many cards"), so that is a sum and a division.
-        """
-        if not isinstance(tensor, Tensor) or not torch.distributed.is_initialized():
-            return tensor
-        if isinstance(reduce_op, str):
-            is_mean = reduce_op.lower() in ("mean", "avg")
-        else:
-            is_mean = reduce_op == ReduceOp.AVG
-        if not is_mean:
-            return super().reduce(tensor, group, reduce_op=reduce_op)  # type: ignore[safe-super]
-        total = super().reduce(tensor, group, reduce_op="sum")  # type: ignore[safe-super]
-        return total.copy_(total / torch.distributed.get_world_size(group))
+        """Reduce a tensor over all processes, in place, and return it; a mean is a sum, divided."""
+        reduce = super().reduce  # type: ignore[safe-super]
+        return processes.all_reduce(tensor, group, reduce_op, reduce)
 
 
 def _reset_logged_values(trainer: Trainer) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch.distributed
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed import ReduceOp
 
+from lightning_gaudi.cluster import check_processes
 from lightning_gaudi.runtime import device as hpu
 from lightning_gaudi.runtime import distributed, loading
 from lightning_gaudi.runtime.loading import ExecutionMode
@@ -35,29 +35,49 @@ def start(
     Raises:
         GaudiNotAvailableError: There is no Gaudi software.
         ExecutionModeError: It is loaded in another mode.
-        ConfigurationError: There is no card for this process.
-        ValueError: `environment` has started another number of processes.
+        ConfigurationError: There is no card for this process, `environment` has started another
+            number of processes, or the device is open in the process that this one is forked from.
     """
-    if num_processes * num_nodes <= 1:
-        # No launcher checks this, and each of several processes would train for itself.
-        environment.validate_settings(num_devices=num_processes, num_nodes=num_nodes)
-    else:
+    # No launcher checks this for one device, and each of several processes would train for itself.
+    check_processes(environment, num_devices=num_processes, num_nodes=num_nodes)
+    if num_processes * num_nodes > 1:
+        loading.check_not_inherited()
         distributed.choose_card(environment.local_rank())
     loading.load(mode)
     rank_zero_info(f"HPU: {num_processes} x {hpu.name()}, {mode} mode")
 
 
-def connect(environment: ClusterEnvironment, backend: str, timeout: timedelta | None) -> None:
-    """Join the process group of all processes.
+def connect(
+    environment: ClusterEnvironment, backend: str, timeout: timedelta | None, *, mode: ExecutionMode
+) -> None:
+    """Find the other processes and join the group of all; nothing to do where there is one.
 
     Args:
         environment: Knows the main process's address, and this one's rank.
         backend: The process group's backend.
-        timeout: How long a collective may take.
+        timeout: How long to wait for the others, here and in each collective; PyTorch's default
+            where it is None.
+        mode: The execution mode, which must be the same in all processes.
+
+    Raises:
+        ConfigurationError: The backend is unknown.
+        ProcessGroupError: The others cannot be found in time, the port is taken, or they run in
+            another mode.
     """
+    if torch.distributed.is_initialized():
+        return
     distributed.load_backend()
     # Unlike DDPStrategy, no device_id: HCCL does not connect at once, as PyTorch then expects.
-    _init_dist_connection(environment, backend, timeout=timeout)
+    distributed.connect(
+        backend,
+        address=environment.main_address,
+        port=environment.main_port,
+        rank=environment.global_rank(),
+        world_size=environment.world_size(),
+        timeout=timeout,
+        settings={"mode": mode},
+    )
+    rank_zero_info(f"{backend}: {environment.world_size()} processes have found each other")
 
 
 def all_reduce(

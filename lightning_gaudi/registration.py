@@ -3,8 +3,9 @@
 The connector has no hook for what follows when ``accelerator`` is ``"hpu"``, an `HPUAccelerator`
 or ``"auto"``: it refuses the first, runs the second on the CPU, and never considers our registry
 entry for the third; it builds autocast for CUDA, and lets other strategies run where the HPU was
-asked for; and it takes every DDPStrategy for a distributed one. So four of its methods are wrapped
-(lightning 2.6.6, ``trainer/connectors/accelerator_connector.py``: lines 199, 401, 411, 489 and
+asked for; it knows processes that ``mpirun`` has started by mpi4py only; and it takes every
+DDPStrategy for a distributed one. So five of its methods are wrapped (lightning 2.6.6,
+``trainer/connectors/accelerator_connector.py``: lines 199, 386, 401, 411, 489 and
 ``is_distributed``). Each wrapper decides for our classes only and calls the original otherwise.
 """
 
@@ -14,12 +15,14 @@ import inspect
 from functools import wraps
 from typing import Any
 
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 from lightning_gaudi.accelerator import HPUAccelerator
+from lightning_gaudi.cluster import choose_environment
 from lightning_gaudi.hpu_strategy import HPUStrategy
 from lightning_gaudi.precision import HPUPrecision
 from lightning_gaudi.strategy import GaudiStrategy
@@ -35,6 +38,7 @@ _STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
 _PATCHED = (
     "_choose_strategy",
     "_choose_auto_accelerator",
+    "_choose_and_init_cluster_environment",
     "_check_and_init_precision",
     "is_distributed",
 )
@@ -69,6 +73,7 @@ def _patch_connector() -> None:
     originals = {name: inspect.getattr_static(_AcceleratorConnector, name) for name in _PATCHED}
     choose_strategy = originals["_choose_strategy"]
     choose_auto_accelerator = _AcceleratorConnector._choose_auto_accelerator
+    choose_environment_of_lightning = originals["_choose_and_init_cluster_environment"]
     check_and_init_precision = originals["_check_and_init_precision"]
     is_distributed = originals["is_distributed"].fget
 
@@ -89,6 +94,14 @@ def _patch_connector() -> None:
             return "hpu"
         return choose_auto_accelerator()
 
+    @wraps(choose_environment_of_lightning)
+    def _choose_and_init_cluster_environment(self: Any) -> ClusterEnvironment:
+        environment: ClusterEnvironment = choose_environment_of_lightning(self)
+        is_users = self._cluster_environment_flag is not None
+        if is_users or not isinstance(self.accelerator, HPUAccelerator):
+            return environment
+        return choose_environment(environment)
+
     @wraps(check_and_init_precision)
     def _check_and_init_precision(self: Any) -> Precision:
         # The first method that runs when both accelerator and strategy stand.
@@ -108,6 +121,7 @@ def _patch_connector() -> None:
     connector: Any = _AcceleratorConnector
     connector._choose_strategy = _choose_strategy
     connector._choose_auto_accelerator = _choose_auto_accelerator
+    connector._choose_and_init_cluster_environment = _choose_and_init_cluster_environment
     connector._check_and_init_precision = _check_and_init_precision
     connector.is_distributed = property(_is_distributed)
     setattr(connector, _MARK, originals)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.distributed.constants import default_pg_timeout
 from torch.nn import Module
 from typing_extensions import override
 
+from lightning_gaudi import processes
+from lightning_gaudi.cluster import check_processes
 from lightning_gaudi.hpu_strategy import HPUStrategy
-from lightning_gaudi.runtime import device as hpu
-from lightning_gaudi.runtime import distributed, loading
 from lightning_gaudi.runtime.loading import ExecutionMode
 from lightning_gaudi.step_compilation import CompiledSteps
+
+# What Gaudi's other clients use (HABANA.md, "Many cards").
+_DDP_DEFAULTS = {
+    "gradient_as_bucket_view": True,
+    "bucket_cap_mb": 230,
+    "find_unused_parameters": False,
+}
+_UNUSED = "Expected to have finished reduction in the prior iteration"
 
 
 class GaudiStrategy(HPUStrategy, DDPStrategy):
@@ -37,9 +44,11 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
         mark_step_after_backward: Whether lazy mode breaks the graph between backward and optimizer.
         recipe_cache_dir: Where compiled recipes are kept between runs.
         process_group_backend: Backend of the process group where there are several devices.
-        timeout: How long a collective may take.
+        timeout: How long to wait for the other processes, at the start and in each collective.
         **ddp: Further arguments of Lightning's ``DDPStrategy`` and of
-            ``torch.nn.parallel.DistributedDataParallel``.
+            ``torch.nn.parallel.DistributedDataParallel``. Where they are left out, gradients are
+            views of the buckets (``gradient_as_bucket_view=True``), a bucket has up to 230 MB
+            (``bucket_cap_mb``), and processes are forked in a notebook (``start_method``).
 
     Raises:
         ConfigurationError: The mode is unknown.
@@ -65,6 +74,9 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
             recipe_cache_dir=recipe_cache_dir,
         )
         self._compiled_steps: CompiledSteps | None = None
+        # In a notebook there is no script that Lightning could start once more.
+        ddp.setdefault("start_method", "fork" if hasattr(sys, "ps1") else "popen")
+        ddp = _DDP_DEFAULTS | ddp
         super().__init__(process_group_backend=process_group_backend, timeout=timeout, **ddp)
 
     @property
@@ -77,6 +89,11 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
 
     @override
     def _configure_launcher(self) -> None:
+        # When the Trainer is made, since Lightning's launcher says less, and says it later.
+        assert self.cluster_environment is not None
+        check_processes(
+            self.cluster_environment, num_devices=self.num_processes, num_nodes=self.num_nodes
+        )
         if not self.has_one_device:
             super()._configure_launcher()
 
@@ -87,18 +104,18 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
         Raises:
             GaudiNotAvailableError: There is no Gaudi software.
             ExecutionModeError: It is loaded in another mode.
+            ConfigurationError: This process has no card, or the process-group backend is unknown.
+            ProcessGroupError: The other processes cannot be found, or are not set like this one.
         """
-        if self.has_one_device:
-            # No launcher checks this, and each of several processes would train for itself.
-            assert self.cluster_environment is not None
-            self.cluster_environment.validate_settings(
-                num_devices=self.num_processes, num_nodes=self.num_nodes
+        assert self.cluster_environment is not None
+        with self._ends_processes_on_error():
+            processes.start(
+                self.mode,
+                self.cluster_environment,
+                num_processes=self.num_processes,
+                num_nodes=self.num_nodes,
             )
-        else:
-            distributed.choose_card(self.local_rank)
-        loading.load(self.mode)
-        rank_zero_info(f"HPU: {self.num_processes} x {hpu.name()}, {self.mode} mode")
-        super().setup_environment()
+            super().setup_environment()
 
     @override
     def setup_distributed(self) -> None:
@@ -106,11 +123,12 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
             return
         reset_seed()
         self.set_world_ranks()
-        distributed.load_backend()
         assert self.cluster_environment is not None
-        # Unlike DDPStrategy, no device_id: HCCL does not connect at once, as PyTorch then expects.
-        _init_dist_connection(
-            self.cluster_environment, self._get_process_group_backend(), timeout=self._timeout
+        processes.connect(
+            self.cluster_environment,
+            self._get_process_group_backend(),
+            self._timeout,
+            mode=self.mode,
         )
 
     @override
@@ -148,3 +166,16 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Agree on a decision; one process agrees with itself, without reading the device."""
         return decision if self.has_one_device else super().reduce_boolean_decision(decision, all)
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        """Say what to do about parameters without gradients, in this strategy's terms."""
+        if isinstance(exception, RuntimeError) and _UNUSED in str(exception):
+            # Lightning's own advice is to change to a strategy that does not run on the HPU.
+            exception.args = (
+                f"{exception}\nSome parameters had no part in the loss of a step, so DDP waits for "
+                "their gradients. If that is meant, use "
+                "GaudiStrategy(find_unused_parameters=True).",
+            )
+        else:
+            super().on_exception(exception)

@@ -21,8 +21,9 @@ def count() -> int:
     ``HABANA_VISIBLE_MODULES`` hides.
     """
     if loading.is_emulated():
-        return emulator.device_count()
-    num_cards = len(driver.card_entries(_ACCEL_CLASS))
+        num_cards = emulator.device_count()
+    else:
+        num_cards = len(driver.card_entries(_ACCEL_CLASS))
     visible = environment.visible_modules()
     return num_cards if visible is None else min(num_cards, len(visible))
 

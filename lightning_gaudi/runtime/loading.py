@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ EXECUTION_MODES: tuple[str, ...] = get_args(ExecutionMode)
 _PACKAGE = "habana_frameworks"
 _LAZY_VALUE = {"lazy": "1", "eager": "0", "compile": "0"}
 _value_set_here: str | None = None
+_opened_in: int | None = None
+"""The process that has opened the device here: this one, or the one it was forked from."""
 
 REMEDIES = (
     "On a Gaudi machine install the Gaudi software (docs.habana.ai, "
@@ -125,6 +128,23 @@ def load(mode: str) -> None:
     # Gradient checkpointing keeps the device's random state only where this has been called: it
     # reads `torch.hpu._initialized`, which tensors on the device do not set (hpu/__init__.py).
     module("torch.hpu").init()
+    global _opened_in
+    _opened_in = os.getpid()
+
+
+def check_not_inherited() -> None:
+    """Check that this process was not forked from one that has opened the device.
+
+    Raises:
+        ConfigurationError: It was; the device cannot be used in both.
+    """
+    if _opened_in not in (None, os.getpid()):
+        raise ConfigurationError(
+            f"start_method='fork' cannot be used here: process {_opened_in}, which this one was "
+            "forked from, has the HPU open from an earlier run. Restart Python (in a notebook, the "
+            "kernel) and make this run the first, or put the code into a script and leave "
+            "start_method out."
+        )
 
 
 def require_software() -> None:
