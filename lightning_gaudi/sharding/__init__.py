@@ -1,0 +1,1 @@
+"""What FSDP needs besides PyTorch: which modules to shard, and checkpoints of sharded state."""
