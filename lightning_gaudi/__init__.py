@@ -13,6 +13,7 @@ install_emulator_if_requested()
 from lightning_gaudi import emulator as emulator  # noqa: E402
 from lightning_gaudi.accelerator import HPUAccelerator  # noqa: E402
 from lightning_gaudi.callbacks import CompileMonitor, HPUGraphCallback, PredictionOrder  # noqa: E402
+from lightning_gaudi.checkpoint import HPUCheckpointIO  # noqa: E402
 from lightning_gaudi.precision import HPUPrecision  # noqa: E402
 from lightning_gaudi.registration import register  # noqa: E402
 from lightning_gaudi.strategy import GaudiStrategy  # noqa: E402
@@ -24,6 +25,7 @@ __all__ = [
     "CompileMonitor",
     "GaudiStrategy",
     "HPUAccelerator",
+    "HPUCheckpointIO",
     "HPUGraphCallback",
     "HPUPrecision",
     "PredictionOrder",

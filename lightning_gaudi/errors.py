@@ -9,6 +9,7 @@
       ReplayMismatchError    (RuntimeError)   a replay gave another result (verify=True)
       BudgetExceededError    (RuntimeError)   more compilations or host reads than allowed
       CheckpointError        (RuntimeError)   a checkpoint cannot be read
+      CheckpointError        (RuntimeError)   a checkpoint cannot be read
       ProcessGroupError      (RuntimeError)   the processes of a run do not meet, or differ
 
 Each message says what was expected, what came, and what to do.
@@ -45,6 +46,10 @@ class ReplayMismatchError(GaudiError, RuntimeError):
 
 class BudgetExceededError(GaudiError, RuntimeError):
     """A run compiled, read from the device or fell back to the CPU more often than was allowed."""
+
+
+class CheckpointError(GaudiError, RuntimeError):
+    """A checkpoint is not whole, is of another kind, or holds what may not be read from it."""
 
 
 class ProcessGroupError(GaudiError, RuntimeError):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
@@ -21,6 +22,7 @@ from typing_extensions import override
 
 from lightning_gaudi import processes
 from lightning_gaudi.accelerator import HPUAccelerator
+from lightning_gaudi.checkpoint import HPUCheckpointIO
 from lightning_gaudi.data.resume import make_resumable
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.precision import for_hpu
@@ -94,6 +96,21 @@ class HPUStrategy(Strategy):
     @precision_plugin.setter
     def precision_plugin(self, precision_plugin: Precision | None) -> None:
         self._precision_plugin = for_hpu(precision_plugin)
+
+    @property
+    @override
+    def checkpoint_io(self) -> CheckpointIO:
+        """What writes and reads checkpoints: the user's, or `HPUCheckpointIO`."""
+        if self._checkpoint_io is None:
+            self._checkpoint_io = HPUCheckpointIO()
+        wrapper: Any = self._checkpoint_io  # one of Lightning's would wrap stock Lightning's
+        if getattr(wrapper, "checkpoint_io", self) is None:
+            wrapper.checkpoint_io = HPUCheckpointIO()
+        return super().checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: CheckpointIO) -> None:
+        self._checkpoint_io = io
 
     @property
     @override
