@@ -79,3 +79,5 @@ class _BeforeTorch:
 def find_before_torch() -> None:
     """Make ``import habana_frameworks`` find the emulated HPU; called when Python starts."""
     sys.meta_path.insert(0, _BeforeTorch())
+    if os.environ.get("LIGHTNING_GAUDI_EMULATE"):  # under ``lightning-gaudi emulate``
+        importlib.import_module("lightning_gaudi_autoload.emulate").register_after_lightning()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from lightning_gaudi.cli.command import GROUPS, Command, add_mode
 from lightning_gaudi.cli.doctor import DOCTOR
+from lightning_gaudi.cli.emulate import EMULATE
 from lightning_gaudi.cli.parser import Parser
 from lightning_gaudi.cli.plan import PLAN
 from lightning_gaudi.cli.run import RUN
@@ -21,7 +22,7 @@ from lightning_gaudi.runtime import environment
 from lightning_gaudi.runtime.process import start_python
 
 PROGRAM = "lightning-gaudi"
-COMMANDS: tuple[Command, ...] = (RUN, *TRAINER_COMMANDS, PLAN, DOCTOR)
+COMMANDS: tuple[Command, ...] = (RUN, EMULATE, *TRAINER_COMMANDS, PLAN, DOCTOR)
 
 _OTHER_NAMES = {"train": "fit", "evaluate": "validate", "inference": "predict", "check": "doctor"}
 _EXIT_CODES = (
