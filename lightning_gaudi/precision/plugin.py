@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
 from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -102,6 +103,7 @@ class HPUPrecision(Precision):
         if precision == "16-mixed" and scaler is None:
             scaler = HPUGradScaler()
         self.scaler = scaler
+        self._has_loss = True
         self.uses_fused_clip_norm = False
         self._recipe = recipe
         self._replace_layers = replace_layers
@@ -214,12 +216,30 @@ class HPUPrecision(Precision):
 
     # --- steps ----------------------------------------------------------------------------------
 
+    def _without_autocast(self) -> AbstractContextManager[Any]:
+        """Outside a step's context, in manual optimization too.
+
+        There the backward and the optimizer run inside the training step. But autocast is for the
+        forward: it would multiply the loss by its scale in float16, and update weights in half
+        precision.
+        """
+        return (
+            nullcontext() if self._autocast_dtype is None else torch.autocast("hpu", enabled=False)
+        )
+
     @override
     def pre_backward(self, tensor: Tensor, module: Any) -> Tensor:
         """With a scaler, scale the loss."""
         if self.scaler is not None:
-            tensor = self.scaler.scale(tensor)
+            with self._without_autocast():
+                tensor = self.scaler.scale(tensor)
         return super().pre_backward(tensor, module)
+
+    @override
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """Run the backward, without autocast."""
+        with self._without_autocast():
+            super().backward(*args, **kwargs)
 
     @override
     def optimizer_step(  # type: ignore[override]
@@ -230,37 +250,53 @@ class HPUPrecision(Precision):
         Raises:
             ConfigurationError: LBFGS, which computes the loss within its step, with a scaler.
         """
-        if self.scaler is None:
-            return super().optimizer_step(optimizer, model=model, closure=closure, **kwargs)
+        with self._without_autocast():
+            if self.scaler is None:
+                return super().optimizer_step(optimizer, model=model, closure=closure, **kwargs)
+            return self._scaled_step(self.scaler, optimizer, model, closure, **kwargs)
+
+    def _scaled_step(
+        self,
+        scaler: torch.amp.GradScaler,
+        optimizer: Any,
+        model: Any,
+        closure: Callable[[], Any],
+        **kwargs: Any,
+    ) -> Any:
         if isinstance(optimizer, LBFGS):
             raise ConfigurationError(
                 "precision='16-mixed' cannot scale the losses that LBFGS computes within its step. "
                 "Use 'bf16-mixed' or '32-true' with it."
             )
         result = closure()
-        # In automatic optimization, None says that the training step gave no loss.
+        # In automatic optimization, None says that the training step gave no loss. There is nothing
+        # to unscale then; the hooks and the clipping run as in stock Lightning.
         if result is None and model.automatic_optimization:
-            self._after_closure(model, optimizer)
+            self._has_loss = False
+            try:
+                self._after_closure(model, optimizer)
+            finally:
+                self._has_loss = True
             return result
-        self._unscale(optimizer)  # before the hooks that look at gradients, and before clipping
+        # Before the hooks that look at gradients, and before clipping.
+        if isinstance(scaler, HPUGradScaler):
+            scaler.unscale_once(optimizer)
+        else:  # the user's own
+            scaler.unscale_(optimizer)
         self._after_closure(model, optimizer)
-        output = self.scaler.step(optimizer, **kwargs)
-        self.scaler.update()
+        output = scaler.step(optimizer, **kwargs)
+        scaler.update()
         return output
-
-    def _unscale(self, optimizer: Any) -> None:
-        assert self.scaler is not None
-        if isinstance(self.scaler, HPUGradScaler):
-            self.scaler.unscale_once(optimizer)
-        else:  # the user's own, which may have been asked before
-            self.scaler.unscale_(optimizer)
 
     @override
     def clip_gradients(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         """Clip the gradients, after unscaling them where that has not been done yet."""
-        if isinstance(self.scaler, HPUGradScaler):
-            self.scaler.unscale_once(optimizer)
-        super().clip_gradients(optimizer, *args, **kwargs)
+        with self._without_autocast():
+            if isinstance(optimizer, LightningOptimizer):  # from a module's own `clip_gradients`
+                optimizer = optimizer.optimizer
+            if isinstance(self.scaler, HPUGradScaler) and self._has_loss:
+                self.scaler.unscale_once(optimizer)
+            super().clip_gradients(optimizer, *args, **kwargs)
 
     @override
     def clip_grad_by_norm(self, optimizer: Optimizer, clip_val: int | float) -> None:
