@@ -1,8 +1,8 @@
 """PyTorch Lightning on Intel Gaudi, and on an emulated HPU where there is no card.
 
-Importing this package registers ``accelerator="hpu"`` and the strategies with Lightning. It loads
-no Gaudi software. With ``LIGHTNING_GAUDI_EMULATOR=1`` in the environment it installs the emulated
-HPU.
+Importing this package registers ``accelerator="hpu"`` and the strategies with Lightning: with the
+Trainer and with Fabric. It loads no Gaudi software. With ``LIGHTNING_GAUDI_EMULATOR=1`` in the
+environment it installs the emulated HPU.
 """
 
 from lightning_gaudi.runtime.loading import install_emulator_if_requested
@@ -14,12 +14,14 @@ from lightning_gaudi import emulator as emulator  # noqa: E402
 from lightning_gaudi.accelerator import HPUAccelerator  # noqa: E402
 from lightning_gaudi.callbacks import CompileMonitor, HPUGraphCallback, PredictionOrder  # noqa: E402
 from lightning_gaudi.checkpoint import HPUCheckpointIO  # noqa: E402
+from lightning_gaudi.fabric.registration import register as register_with_fabric  # noqa: E402
 from lightning_gaudi.precision import HPUPrecision  # noqa: E402
 from lightning_gaudi.registration import register  # noqa: E402
 from lightning_gaudi.strategy import GaudiStrategy  # noqa: E402
 
 register()
-del install_emulator_if_requested, register
+register_with_fabric()
+del install_emulator_if_requested, register, register_with_fabric
 
 __all__ = [
     "CompileMonitor",
