@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from training import IGNORED_WARNINGS, Classifier, features, mlp, trainer
 
+from lightning_gaudi.runtime.optimizers import fused_adamw
+
 pytestmark = IGNORED_WARNINGS
 
 
@@ -29,12 +31,13 @@ class Manual(Classifier):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-mixed"])
-@pytest.mark.parametrize("name", ["AdamW", "Adagrad", "NAdam"])
+@pytest.mark.parametrize("name", ["AdamW", "Adagrad", "FusedAdamW"])
 def test_manual_equals_automatic(precision: Any, name: str) -> None:
     modules = []
     for kind in (Manual, Classifier):
         torch.manual_seed(0)
-        module = kind(mlp(), lambda weights: getattr(torch.optim, name)(weights, lr=0.01))
+        make = fused_adamw if name == "FusedAdamW" else getattr(torch.optim, name)
+        module = kind(mlp(), lambda weights, make=make: make(weights, lr=0.01))
         clipping = {} if kind is Manual else {"gradient_clip_val": 0.1}
         trainer("hpu", precision=precision, **clipping).fit(module, features())
         modules.append(module)
