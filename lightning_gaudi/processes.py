@@ -20,6 +20,13 @@ from lightning_gaudi.runtime import device as hpu
 from lightning_gaudi.runtime import distributed, loading
 from lightning_gaudi.runtime.loading import ExecutionMode
 
+# What Gaudi's other clients use (HABANA.md, "Many cards").
+DDP_DEFAULTS = {
+    "gradient_as_bucket_view": True,
+    "bucket_cap_mb": 230,
+    "find_unused_parameters": False,
+}
+
 
 def start(
     mode: ExecutionMode, environment: ClusterEnvironment, *, num_processes: int, num_nodes: int

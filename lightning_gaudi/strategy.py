@@ -20,12 +20,6 @@ from lightning_gaudi.hpu_strategy import HPUStrategy
 from lightning_gaudi.runtime.loading import ExecutionMode
 from lightning_gaudi.step_compilation import CompiledSteps
 
-# What Gaudi's other clients use (HABANA.md, "Many cards").
-_DDP_DEFAULTS = {
-    "gradient_as_bucket_view": True,
-    "bucket_cap_mb": 230,
-    "find_unused_parameters": False,
-}
 _UNUSED = "Expected to have finished reduction in the prior iteration"
 
 
@@ -76,7 +70,7 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
         self._compiled_steps: CompiledSteps | None = None
         # In a notebook there is no script that Lightning could start once more.
         ddp.setdefault("start_method", "fork" if hasattr(sys, "ps1") else "popen")
-        ddp = _DDP_DEFAULTS | ddp
+        ddp = processes.DDP_DEFAULTS | ddp
         super().__init__(process_group_backend=process_group_backend, timeout=timeout, **ddp)
 
     @property
