@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -23,6 +24,7 @@ from typing_extensions import override
 from lightning_gaudi import processes
 from lightning_gaudi.accelerator import HPUAccelerator
 from lightning_gaudi.checkpoint import HPUCheckpointIO
+from lightning_gaudi.data.exact_resume import ExactResume
 from lightning_gaudi.data.resume import make_resumable
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.precision import for_hpu
@@ -63,6 +65,7 @@ class HPUStrategy(Strategy):
         loading.prepare(mode)
         self.mode = mode
         self.step_boundary = StepBoundary(mode, after_backward=mark_step_after_backward)
+        self._resume = ExactResume()
         if recipe_cache_dir is not None:
             loading.set_recipe_cache(recipe_cache_dir)
 
@@ -123,7 +126,34 @@ class HPUStrategy(Strategy):
         """Let a fit go on in the middle of an epoch where a `BucketBatchSampler` makes batches."""
         assert self.lightning_module is not None
         trainer = self.lightning_module.trainer
-        return make_resumable(dataloader, trainer) if trainer.training else dataloader
+        if not trainer.training:
+            return dataloader
+        dataloader = make_resumable(dataloader, trainer)
+        self._resume.prepare(dataloader, trainer)
+        return dataloader
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any | None = None
+    ) -> None:
+        """Save a checkpoint, with the states of all ranks' random numbers."""
+        assert self.lightning_module is not None
+        self._resume.add_to(checkpoint, self.lightning_module.trainer, processes.gather_objects)
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    @override
+    def load_checkpoint(
+        self, checkpoint_path: _PATH, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint; a fit then goes on with the random numbers that are in it."""
+        # The argument is new in lightning 2.6.
+        given = {} if weights_only is None else {"weights_only": weights_only}
+        checkpoint = super().load_checkpoint(checkpoint_path, **given)
+        assert self.lightning_module is not None
+        self._resume.take_from(checkpoint, self.lightning_module.trainer)
+        return checkpoint
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -174,8 +204,14 @@ class HPUStrategy(Strategy):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keep what ran between stages out of a stage's first step."""
         assert self.lightning_module is not None
+        self._resume.at_first_batch()
         _reset_logged_values(self.lightning_module.trainer)
         self.step_boundary.before_training_step(batch_idx)
+
+    @override
+    def on_train_start(self) -> None:
+        """Draw on from a checkpoint's random numbers."""
+        self._resume.at_train_start()
 
     @override
     def on_validation_start(self) -> None:

@@ -87,6 +87,15 @@ def connect(
     rank_zero_info(f"{backend}: {environment.world_size()} processes have found each other")
 
 
+def gather_objects(mine: Any) -> list[Any]:
+    """What each process passes here, by rank; to be called in all of them."""
+    if not torch.distributed.is_initialized():
+        return [mine]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, mine)
+    return gathered
+
+
 def all_reduce(
     tensor: Any, group: Any | None, reduce_op: Any | None, reduce: Callable[..., Any]
 ) -> Any:
