@@ -16,6 +16,7 @@ from lightning_gaudi.callbacks import CompileMonitor, HPUGraphCallback, Predicti
 from lightning_gaudi.checkpoint import HPUCheckpointIO  # noqa: E402
 from lightning_gaudi.fabric.registration import register as register_with_fabric  # noqa: E402
 from lightning_gaudi.precision import HPUPrecision  # noqa: E402
+from lightning_gaudi.profiler import HPUProfiler  # noqa: E402
 from lightning_gaudi.registration import register  # noqa: E402
 from lightning_gaudi.strategy import GaudiStrategy  # noqa: E402
 
@@ -30,5 +31,6 @@ __all__ = [
     "HPUCheckpointIO",
     "HPUGraphCallback",
     "HPUPrecision",
+    "HPUProfiler",
     "PredictionOrder",
 ]

@@ -21,7 +21,12 @@ _SUMMARIES = {
     "predict": "predict with a model from a YAML config",
 }
 
-_WITH_SHORT_NAMES = ("lightning_gaudi.modules", "lightning_gaudi.data", "lightning_gaudi.callbacks")
+_WITH_SHORT_NAMES = (
+    "lightning_gaudi.modules",
+    "lightning_gaudi.data",
+    "lightning_gaudi.callbacks",
+    "lightning_gaudi.profiler",
+)
 
 
 def run_trainer(program: str, arguments: Sequence[str], *, is_lazy: bool) -> None:

@@ -7,7 +7,7 @@ listed in ``README.md`` beside this file.
 
 from lightning_gaudi.emulator.compile_reasons import Reason, ShapeChange
 from lightning_gaudi.emulator.errors import EmulatorError, GraphCaptureError
-from lightning_gaudi.emulator.events import EVENT_KINDS, Event, event_counts
+from lightning_gaudi.emulator.events import EVENT_KINDS, Event, event_counts, set_span
 from lightning_gaudi.emulator.installation import device_count, install, is_installed
 from lightning_gaudi.emulator.mode import is_fixed as is_mode_fixed
 from lightning_gaudi.emulator.recording import num_cache_hits, record
@@ -26,4 +26,5 @@ __all__ = [
     "is_mode_fixed",
     "num_cache_hits",
     "record",
+    "set_span",
 ]

@@ -140,11 +140,19 @@ def flush(cause: str) -> None:
         return
     pending = LazyGraph()
     if graph.num_compute:
-        events.emit("flush", cause)
-        _compile(graph, cause)
+        if events.span is None:
+            _close(graph, cause)
+        else:
+            with events.span("flush"):
+                _close(graph, cause)
     # Tensors keep their graph, to know that it is not the pending one.
     graph.ops.clear()
     graph.inputs.clear()
+
+
+def _close(graph: LazyGraph, cause: str) -> None:
+    events.emit("flush", cause)
+    _compile(graph, cause)
 
 
 def close_eager(cause: str) -> None:

@@ -10,9 +10,9 @@ A record costs a walk over the Python stack for every event, so it is opt-in::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning_gaudi.emulator.compile_reasons import Reason
 from lightning_gaudi.emulator.source import locate, spell
@@ -64,6 +64,16 @@ _records: list[list[Event]] = []
 
 listeners: list[Callable[[EventKind], None]] = []
 """What is called with the kind of every event, after it has been recorded."""
+
+Span = Callable[[str], AbstractContextManager[Any]]
+span: Span | None = None
+"""What opens a range around a flush, by its name, while somebody profiles."""
+
+
+def set_span(value: Span | None) -> None:
+    """Open such a range around every flush from now on; none with None."""
+    global span
+    span = value
 
 
 def is_recording() -> bool:

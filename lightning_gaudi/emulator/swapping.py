@@ -10,6 +10,7 @@ a backward through it into the parameter raises, as it does on two devices.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -41,17 +42,37 @@ def exchange(t1: Tensor, t2: Tensor) -> None:
     """Swap two tensors on different devices. User's attributes and hooks stay with `t1`."""
     _poison(t1)
     kept = {name: value for name, value in vars(t1).items() if name not in OWN_ATTRIBUTES}
+    _swap_in_cpp(t1, t2)
     t1.__class__, t2.__class__ = t2.__class__, t1.__class__
     t1.__dict__, t2.__dict__ = t2.__dict__, t1.__dict__
     for name, value in kept.items():
         vars(t1).setdefault(name, value)
-    torch._C._swap_tensor_impl(t1, t2)
     # C++ keeps hooks with the tensor that has just left; registering them again brings them over.
     for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
         hooks = getattr(t1, name)
         if hooks:
             setattr(t1, name, None)
             setattr(t1, name, hooks)
+
+
+def _swap_in_cpp(t1: Tensor, t2: Tensor) -> None:
+    """Swap what C++ has of two tensors, before Python's part: it may refuse.
+
+    Raises:
+        RuntimeError: Something holds a weak reference in C++, as a profile with
+            ``record_shapes=True`` does to every tensor that it has seen.
+    """
+    try:
+        torch._C._swap_tensor_impl(t1, t2)
+    except RuntimeError as error:
+        gc.collect()  # a profile that has ended is garbage in a cycle
+        try:
+            torch._C._swap_tensor_impl(t1, t2)
+        except RuntimeError:
+            raise RuntimeError(
+                f"the emulated HPU cannot move this tensor: {error}. Drop what holds it, such as a "
+                "torch.profiler.profile(record_shapes=True), before the move."
+            ) from None
 
 
 def _poison(tensor: Tensor) -> None:

@@ -14,6 +14,7 @@ from lightning_gaudi.graphs.stats import GraphRow
 from lightning_gaudi.graphs.structure import rebuild
 from lightning_gaudi.graphs.tensor_check import TensorCheck, tensor_check
 from lightning_gaudi.runtime import capture as hpu_capture
+from lightning_gaudi.runtime import ranges
 
 
 class CapturedGraph:
@@ -114,6 +115,12 @@ class CapturedGraph:
             What the graph read and wrote in their place: private buffers, or the inputs themselves
             and copies of those that it cannot bind.
         """
+        if ranges.is_on:
+            with ranges.named(ranges.REPLAY):
+                return self._replay(inputs, asynchronous)
+        return self._replay(inputs, asynchronous)
+
+    def _replay(self, inputs: Sequence[Tensor], asynchronous: bool) -> Sequence[Tensor]:
         if self.buffers is not None:
             if len(inputs) == 1:
                 self.buffers[0].copy_(inputs[0])

@@ -35,6 +35,7 @@ from lightning_gaudi.graphs.structure import UnsupportedValueError
 from lightning_gaudi.graphs.warmup import example_call
 from lightning_gaudi.graphs.weights import ModuleWatch
 from lightning_gaudi.runtime import capture as hpu_capture
+from lightning_gaudi.runtime import ranges
 
 OnFailure = Literal["raise", "eager"]
 
@@ -56,8 +57,7 @@ class GraphedForward:
         clone_outputs: Whether results are the caller's own. Without, they are the graph's tensors:
             valid until the next call with the same key, and with `asynchronous` not before the
             device has been waited for or the host has read one of them.
-        asynchronous: Whether a call may return before its replay has run. Ops on the results wait
-            for it by themselves.
+        asynchronous: Whether a call may return before its replay has run; ops on its results wait.
         disable_tensor_cache: Whether graphs read the caller's tensors where they are, and keep no
             memory but that of their outputs. Inputs that are views are copied at each call.
         on_failure: What to do where the callable cannot be captured: ``"raise"`` `CaptureError`,
@@ -146,6 +146,7 @@ class GraphedForward:
         captured.row.replays += 1
         return captured.result(inputs, given, self._clone_outputs)
 
+    @ranges.in_range(ranges.WARMUP)
     def warmup(self, calls: Iterable[Any]) -> None:
         """Capture graphs for calls to come; nothing is computed, and no state changes.
 
@@ -243,8 +244,7 @@ class GraphedForward:
                 self._latest[hint] = captured
                 captured.hint = hint
                 # Learn no call with host values or with a tensor twice: a check cannot see those.
-                is_plain = len(inputs) == len(tensors)
-                if is_plain and not captured.accepts(tensors, is_inference):
+                if len(inputs) == len(tensors) and not captured.accepts(tensors, is_inference):
                     captured.learn(tensors, is_inference)
         except UnsupportedValueError as error:
             return (
@@ -300,6 +300,7 @@ class GraphedForward:
             return captured.result(inputs, given, self._clone_outputs)
         return self._run_eagerly(args, kwargs)
 
+    @ranges.in_range(ranges.PADDED_CALL)
     def _call_padded(self, *args: Any, **kwargs: Any) -> Any:
         """Call what padding has put in the place of another call."""
         self._is_padded = True

@@ -28,6 +28,7 @@ from lightning_gaudi.errors import CaptureError
 from lightning_gaudi.graphs.stats import GraphRow
 from lightning_gaudi.graphs.structure import flatten, rebuild
 from lightning_gaudi.runtime import capture as hpu_capture
+from lightning_gaudi.runtime import ranges
 
 Mask = tuple[int, ...]
 """Which of a call's outputs have a gradient: their places among all output tensors."""
@@ -148,9 +149,7 @@ class TrainingGraph:
     def replay(self, call: Call) -> Any:
         """Run the forward on new inputs."""
         with torch.no_grad():
-            if call.inputs:
-                torch._foreach_copy_(self.inputs, call.inputs)
-            self.graph.replay(asynchronous=self.asynchronous)
+            _replay(self.graph, self.inputs, call.inputs, self.asynchronous)
         return self.result(call)
 
     def result(self, call: Call) -> Any:
@@ -182,6 +181,16 @@ class TrainingGraph:
         """The place among all output tensors of a distinct result."""
         wanted = self.distinct()[index]
         return next(place for place, tensor in enumerate(self.tensors) if tensor is wanted)
+
+
+@ranges.in_range(ranges.REPLAY)
+def _replay(
+    graph: hpu_capture.Graph, statics: list[Tensor], given: list[Tensor], asynchronous: bool
+) -> None:
+    """Replay a graph on new tensors, copied over its own."""
+    if given:
+        torch._foreach_copy_(statics, given)
+    graph.replay(asynchronous=asynchronous)
 
 
 class _Replayed(torch.autograd.Function):
@@ -219,8 +228,7 @@ class _Replayed(torch.autograd.Function):
                 "stage."
             )
         else:
-            torch._foreach_copy_(backward.grad_outputs, incoming)
-            backward.graph.replay(asynchronous=graph.asynchronous)
+            _replay(backward.graph, backward.grad_outputs, incoming, graph.asynchronous)
             found = [None if grad is None else grad.clone() for grad in backward.grads]
         ctx.lease.is_over = True
         return (None, None, None, None, *found)

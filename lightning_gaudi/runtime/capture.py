@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from lightning_gaudi.errors import CaptureError
-from lightning_gaudi.runtime import loading, metrics
+from lightning_gaudi.runtime import loading, metrics, ranges
 
 _is_capturing = False
 # The SDK's own question, once it can be asked: a call asks before every replay.
@@ -102,6 +102,15 @@ def capture(
             the first replay.
         is_collected: Whether the caller has just collected garbage.
     """
+    with (
+        ranges.named(ranges.CAPTURE) if ranges.is_on else nullcontext(),
+        _capture(graph, dry_run, is_collected) as report,
+    ):
+        yield report
+
+
+@contextmanager
+def _capture(graph: Graph, dry_run: bool, is_collected: bool) -> Iterator[CaptureReport]:
     global _is_capturing
     if not is_collected:
         collect_garbage()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_gaudi.runtime import loading
+from lightning_gaudi.runtime import loading, ranges
 
 
 def mark_step() -> None:
@@ -12,4 +12,8 @@ def mark_step() -> None:
     (denoising, decoding) may call it wherever they run.
     """
     if loading.is_loaded() and loading.is_lazy():
-        loading.module("torch.core").mark_step()
+        if ranges.is_on:
+            with ranges.named(ranges.MARK_STEP):
+                loading.module("torch.core").mark_step()
+        else:
+            loading.module("torch.core").mark_step()
