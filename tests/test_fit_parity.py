@@ -259,7 +259,7 @@ def test_a_checkpoint_is_stock_lightnings(tmp_path: Path) -> None:
 
     content = torch.load(from_hpu, weights_only=True)
     expected = torch.load(from_cpu, weights_only=True)
-    assert content.keys() == expected.keys()
+    assert content.keys() == expected.keys() | {"gaudi_random_states"}
     assert {type(value) for value in content["state_dict"].values()} == {Tensor}
     torch.testing.assert_close(content["state_dict"], expected["state_dict"], **TOLERANCE)
     state, expected_state = content["optimizer_states"][0], expected["optimizer_states"][0]

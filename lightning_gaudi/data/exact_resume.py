@@ -27,7 +27,7 @@ from lightning_gaudi.checkpoint import random_states
 from lightning_gaudi.checkpoint.random_states import States
 from lightning_gaudi.data.shuffled import ResumableOrder, resumable_order
 
-KEY = "lightning_gaudi.random"
+KEY = "gaudi_random_states"
 
 
 class ExactResume:
