@@ -18,11 +18,12 @@ from typing import Any
 from lightning.fabric import Fabric
 from lightning.fabric.accelerators import ACCELERATOR_REGISTRY
 from lightning.fabric.connector import _Connector
-from lightning.fabric.plugins import Precision
+from lightning.fabric.plugins import ClusterEnvironment, Precision
 from lightning.fabric.strategies import STRATEGY_REGISTRY
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 
 from lightning_gaudi.accelerator import HPUAccelerator
+from lightning_gaudi.cluster import choose_environment
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.fabric.precision import HPUFabricPrecision
 from lightning_gaudi.fabric.strategy import GaudiFabricStrategy
@@ -39,6 +40,7 @@ _STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
 _PATCHED = (
     (_Connector, "_check_config_and_set_final_flags"),
     (_Connector, "_choose_auto_accelerator"),
+    (_Connector, "_choose_and_init_cluster_environment"),
     (_Connector, "_choose_strategy"),
     (_Connector, "_check_strategy_and_fallback"),
     (_Connector, "_check_and_init_precision"),
@@ -82,6 +84,7 @@ def _patch() -> None:
 def _patch_choices(originals: dict[str, Any]) -> None:
     """Whatever is left to Fabric becomes ours where the HPU is meant."""
     choose_auto_accelerator = originals["_choose_auto_accelerator"].__func__
+    choose_environment_of_lightning = originals["_choose_and_init_cluster_environment"]
     choose_strategy = originals["_choose_strategy"]
     check_and_init_precision = originals["_check_and_init_precision"]
 
@@ -95,6 +98,14 @@ def _patch_choices(originals: dict[str, Any]) -> None:
         if HPUAccelerator.is_available() and not isinstance(strategy, SingleDeviceStrategy):
             return "hpu"
         return str(choose_auto_accelerator())
+
+    @wraps(choose_environment_of_lightning)
+    def _choose_and_init_cluster_environment(self: Any) -> ClusterEnvironment:
+        environment: ClusterEnvironment = choose_environment_of_lightning(self)
+        is_users = self._cluster_environment_flag is not None
+        if is_users or not isinstance(self.accelerator, HPUAccelerator):
+            return environment
+        return choose_environment(environment)
 
     @wraps(choose_strategy)
     def _choose_strategy(self: Any) -> Any:
@@ -112,6 +123,7 @@ def _patch_choices(originals: dict[str, Any]) -> None:
 
     connector: Any = _Connector
     connector._choose_auto_accelerator = _choose_auto_accelerator
+    connector._choose_and_init_cluster_environment = _choose_and_init_cluster_environment
     connector._choose_strategy = _choose_strategy
     connector._check_and_init_precision = _check_and_init_precision
 

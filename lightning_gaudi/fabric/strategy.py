@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.accelerators.accelerator import Accelerator
-from lightning.fabric.plugins import Precision
+from lightning.fabric.plugins import CheckpointIO, Precision
 from lightning.fabric.strategies.ddp import DDPStrategy, _DDPBackwardSyncControl
 from lightning.fabric.utilities.types import Optimizable
 from torch import Tensor
@@ -21,6 +23,8 @@ from typing_extensions import override
 
 from lightning_gaudi import processes
 from lightning_gaudi.accelerator import HPUAccelerator
+from lightning_gaudi.checkpoint import HPUCheckpointIO
+from lightning_gaudi.cluster import check_processes
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.fabric.loops import LoopBoundary, MarkedLoader
 from lightning_gaudi.fabric.precision import for_fabric
@@ -56,9 +60,10 @@ class GaudiFabricStrategy(DDPStrategy):
         mark_step_after_backward: Whether lazy mode breaks the graph between backward and optimizer.
         recipe_cache_dir: Where compiled recipes are kept between runs.
         process_group_backend: Backend of the process group where there are several devices.
-        timeout: How long a collective may take.
+        timeout: How long to wait for the other processes, at the start and in each collective.
         **ddp: Further arguments of Fabric's ``DDPStrategy`` and of
-            ``torch.nn.parallel.DistributedDataParallel``.
+            ``torch.nn.parallel.DistributedDataParallel``. What is left out is as in
+            `GaudiStrategy`.
 
     Attributes:
         mode: The execution mode.
@@ -88,6 +93,9 @@ class GaudiFabricStrategy(DDPStrategy):
         self.step_boundary = LoopBoundary(mode, after_backward=mark_step_after_backward)
         if recipe_cache_dir is not None:
             loading.set_recipe_cache(recipe_cache_dir)
+        # In a notebook there is no script that Fabric could start once more.
+        ddp.setdefault("start_method", "fork" if hasattr(sys, "ps1") else "popen")
+        ddp = processes.DDP_DEFAULTS | ddp
         super().__init__(process_group_backend=process_group_backend, timeout=timeout, **ddp)
         self._backward_sync_control = _BackwardSync()
 
@@ -123,6 +131,18 @@ class GaudiFabricStrategy(DDPStrategy):
 
     @property
     @override
+    def checkpoint_io(self) -> CheckpointIO:
+        """What writes and reads checkpoints: the user's, or `HPUCheckpointIO`."""
+        if self._checkpoint_io is None:
+            self._checkpoint_io = HPUCheckpointIO()
+        return self._checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: CheckpointIO) -> None:
+        self._checkpoint_io = io
+
+    @property
+    @override
     def root_device(self) -> torch.device:
         """The one HPU of this process."""
         return hpu.this_device()
@@ -137,6 +157,10 @@ class GaudiFabricStrategy(DDPStrategy):
 
     @override
     def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        check_processes(
+            self.cluster_environment, num_devices=self.num_processes, num_nodes=self.num_nodes
+        )
         if self.has_one_device:
             # The last that Fabric does while it is made. There is nothing to launch, and scripts
             # for one device need not call `launch`: so the device is ready from here on.
@@ -151,17 +175,32 @@ class GaudiFabricStrategy(DDPStrategy):
         Raises:
             GaudiNotAvailableError: There is no Gaudi software.
             ExecutionModeError: It is loaded in another mode.
-            ConfigurationError: There is no card for this process.
-            ValueError: Another number of processes was started than the devices ask for.
+            ConfigurationError: This process has no card, the process-group backend is unknown, or
+                another number of processes was started than the devices ask for.
+            ProcessGroupError: The other processes cannot be found, or are not set like this one.
         """
         assert self.cluster_environment is not None
-        processes.start(
-            self.mode,
-            self.cluster_environment,
-            num_processes=self.num_processes,
-            num_nodes=self.num_nodes,
-        )
-        super().setup_environment()
+        with self._ends_processes_on_error():
+            processes.start(
+                self.mode,
+                self.cluster_environment,
+                num_processes=self.num_processes,
+                num_nodes=self.num_nodes,
+            )
+            super().setup_environment()
+
+    @contextmanager
+    def _ends_processes_on_error(self) -> Iterator[None]:
+        """End the processes that this one has started where it cannot start itself.
+
+        They would wait for it until the timeout, and outlive it.
+        """
+        try:
+            yield
+        except BaseException:
+            for process in getattr(self.launcher, "procs", []):
+                process.kill()
+            raise
 
     @override
     def _setup_distributed(self) -> None:
