@@ -15,6 +15,7 @@ from lightning_gaudi.accelerator import HPUAccelerator  # noqa: E402
 from lightning_gaudi.callbacks import CompileMonitor, HPUGraphCallback, PredictionOrder  # noqa: E402
 from lightning_gaudi.checkpoint import HPUCheckpointIO  # noqa: E402
 from lightning_gaudi.fabric.registration import register as register_with_fabric  # noqa: E402
+from lightning_gaudi.fsdp import GaudiFSDPStrategy  # noqa: E402
 from lightning_gaudi.precision import HPUPrecision  # noqa: E402
 from lightning_gaudi.profiler import HPUProfiler  # noqa: E402
 from lightning_gaudi.registration import register  # noqa: E402
@@ -26,6 +27,7 @@ del install_emulator_if_requested, register, register_with_fabric
 
 __all__ = [
     "CompileMonitor",
+    "GaudiFSDPStrategy",
     "GaudiStrategy",
     "HPUAccelerator",
     "HPUCheckpointIO",

@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 
 from lightning_gaudi.accelerator import HPUAccelerator
 from lightning_gaudi.cluster import choose_environment
+from lightning_gaudi.fsdp import GaudiFSDPStrategy
 from lightning_gaudi.hpu_strategy import HPUStrategy
 from lightning_gaudi.precision import HPUPrecision
 from lightning_gaudi.strategy import GaudiStrategy
@@ -34,6 +35,10 @@ _STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "hpu_single": ("Name from lightning-habana for 'gaudi'", {}),
     "hpu_parallel": ("Name from lightning-habana for 'gaudi'", {}),
     "hpu_ddp": ("Name from lightning-habana for 'gaudi'", {}),
+}
+_SHARDING = {
+    "gaudi_fsdp": "Gaudi, parameters sharded over all cards (FSDP2)",
+    "hpu_fsdp": "Name from lightning-habana for 'gaudi_fsdp'",
 }
 _PATCHED = (
     "_choose_strategy",
@@ -58,6 +63,8 @@ def register() -> None:
         StrategyRegistry.register(
             name, GaudiStrategy, description=description, override=True, **init_params
         )
+    for name, description in _SHARDING.items():
+        StrategyRegistry.register(name, GaudiFSDPStrategy, description=description, override=True)
 
 
 def _patch_connector() -> None:
@@ -86,7 +93,7 @@ def _patch_connector() -> None:
     @wraps(choose_auto_accelerator)
     def _choose_auto_accelerator(self: Any) -> str:
         strategy = self._strategy_flag
-        if isinstance(strategy, HPUStrategy) or strategy in _STRATEGIES:
+        if isinstance(strategy, HPUStrategy) or strategy in _STRATEGIES or strategy in _SHARDING:
             return "hpu"
         # Also with a strategy of another kind, which is then refused: it would train on the CPU
         # of a machine with a card. One that names its device is taken at its word.

@@ -27,6 +27,11 @@ def fused_adamw(params: ParamsT, **settings: Any) -> Optimizer:
     return optimizer
 
 
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is one of the Gaudi software's own."""
+    return type(optimizer).__module__.startswith("habana_frameworks")
+
+
 def clip_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
     """Clip gradients to a total 2-norm by ``hpex.normalization.FusedClipNorm``, in place.
 
