@@ -136,17 +136,6 @@ class GaudiFSDPStrategy(HPUStrategy, ShardedCheckpoints):
         """Whether this run has a single process, which shards nothing."""
         return self.num_nodes * self.num_processes <= 1
 
-    @property
-    @override
-    def why_not_captured(self) -> str:
-        if self.has_one_device:
-            return ""
-        return (
-            "GaudiFSDPStrategy gathers parameters inside the forward, by collectives into memory "
-            "that it frees afterwards: a captured graph would read what is no longer there. Leave "
-            "HPUGraphCallback out, or predict with GaudiStrategy where the model fits one card."
-        )
-
     # --- start and end --------------------------------------------------------------------------
 
     @override

@@ -74,11 +74,6 @@ class HPUStrategy(Strategy):
     def has_one_device(self) -> bool:
         """Whether this run has a single process, so that there is nobody to talk to."""
 
-    @property
-    def why_not_captured(self) -> str:
-        """Why forwards cannot be captured as HPU graphs under this strategy; empty if they can."""
-        return ""
-
     # --- what Lightning hands over --------------------------------------------------------------
 
     @property

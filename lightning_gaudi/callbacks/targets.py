@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from lightning_gaudi.callbacks.options import check_targets
 from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.sharding.modules import is_sharded
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
@@ -31,8 +32,15 @@ def choose_targets(
         step calls is worth a warning.
 
     Raises:
-        ConfigurationError: There is no submodule of that name.
+        ConfigurationError: There is no submodule of that name, or parameters are sharded.
     """
+    if is_sharded(module):
+        raise ConfigurationError(
+            f"HPUGraphCallback cannot capture {type(module).__name__}: its parameters are sharded "
+            "(FSDP). A forward gathers them into memory that is freed afterwards, and a replay "
+            "would read what is no longer there. Leave the callback out, or predict with "
+            "GaudiStrategy where the model fits one card."
+        )
     if names is None:
         own = getattr(module, "hpu_graph_targets", None)
         names = check_targets(own)

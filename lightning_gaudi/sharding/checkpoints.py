@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.optim import Optimizer
@@ -69,7 +70,7 @@ class ShardedCheckpoints(ModelParallelStrategy):
 
     @override
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+        self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint: a file by the main process, or a folder by all.
 
@@ -105,18 +106,22 @@ class ShardedCheckpoints(ModelParallelStrategy):
         )
 
     @override
-    def load_checkpoint(self, checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+    def load_checkpoint(
+        self, checkpoint_path: _PATH, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read a checkpoint: a file, or a folder that any number of processes has written.
 
         Raises:
             ConfigurationError: It is a folder of another kind.
         """
+        # The argument is new in lightning 2.6.
+        given = {} if weights_only is None else {"weights_only": weights_only}
         path = Path(self.broadcast(checkpoint_path))
         if not path.is_dir():
-            return Strategy.load_checkpoint(self, path, **options)
+            return Strategy.load_checkpoint(self, path, **given)
         folders.check_folder(path)
         assert self.lightning_module is not None
-        rest = Strategy.load_checkpoint(self, path / folders.META_FILE, **options)
+        rest = Strategy.load_checkpoint(self, path / folders.META_FILE, **given)
         return folders.load(path, self.lightning_module, self.optimizers, rest)
 
     @override
