@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.constants import default_pg_timeout
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from lightning_gaudi import processes
@@ -68,6 +71,7 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
             recipe_cache_dir=recipe_cache_dir,
         )
         self._compiled_steps: CompiledSteps | None = None
+        self._static_graph_of: Module | None = None
         # In a notebook there is no script that Lightning could start once more.
         ddp.setdefault("start_method", "fork" if hasattr(sys, "ps1") else "popen")
         ddp = processes.DDP_DEFAULTS | ddp
@@ -148,6 +152,34 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
     @override
     def _setup_model(self, model: Module) -> Module:  # type: ignore[override]
         return model if self.has_one_device else super()._setup_model(model)
+
+    @override
+    def configure_ddp(self) -> None:
+        """Wrap the module, and give DDP the user's communication hook, if there is one."""
+        super().configure_ddp()
+        # Lightning does so for CUDA only.
+        hook = self._ddp_comm_hook
+        if hook is not None and not self.has_one_device:
+            assert isinstance(self.model, DistributedDataParallel)
+            if self._ddp_comm_wrapper is not None:
+                hook = self._ddp_comm_wrapper(hook)
+            self.model.register_comm_hook(self._ddp_comm_state, hook)
+
+    @override
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Keep a micro-batch's gradients to this process; with a static graph, not the first's.
+
+        DDP learns the static graph in its first backward, and fails where that one is blocked. To
+        reduce a micro-batch's gradients as well changes no sum.
+        """
+        is_first = self._static_graph_of is not self.model
+        if is_first and getattr(self.model, "static_graph", False):
+            self._static_graph_of = self.model
+            yield
+        else:
+            with super().block_backward_sync():
+                yield
 
     @override
     def determine_ddp_device_ids(self) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from lightning_gaudi.emulator import distributed_tensor
-from lightning_gaudi.emulator.tensor import HPUTensor
+from lightning_gaudi.emulator.tensor import HPUTensor, unwrap, wrap
 
 HLS_MODULE_ID = "HLS_MODULE_ID"
 HABANA_VISIBLE_MODULES = "HABANA_VISIBLE_MODULES"
@@ -207,6 +207,24 @@ def _destroying(plain_function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _on_its_device(plain_method: Callable[..., Any]) -> Callable[..., Any]:
+    """What C++ hands to a communication hook, on the device that the parameters are on."""
+
+    @functools.wraps(plain_method)
+    def method(bucket: Any) -> Any:
+        tensors = plain_method(bucket)
+        if any(parameter.device.type == "hpu" for parameter in bucket.parameters()):
+            is_list = isinstance(tensors, list)
+            return [*map(_typed, tensors)] if is_list else _typed(tensors)
+        return tensors
+
+    return method
+
+
+def _typed(tensor: Tensor) -> Tensor:
+    return wrap(unwrap(tensor)) if type(tensor) is Tensor else tensor
+
+
 def _is_on_host(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(_is_on_host, value))
@@ -228,6 +246,10 @@ def register() -> None:
     destroy = _destroying(distributed_c10d.destroy_process_group)
     for owner in (dist, distributed_c10d):
         owner.destroy_process_group = destroy  # type: ignore[attr-defined]
+    bucket: Any = dist.GradBucket  # type: ignore[attr-defined]
+    for name in ("buffer", "gradients"):
+        method = getattr(bucket, name)
+        setattr(bucket, name, _on_its_device(method))
     for name in _FLAT:
         if hasattr(dist, name):
             setattr(dist, name, _flat(getattr(dist, name)))
