@@ -12,7 +12,12 @@ install_emulator_if_requested()
 # Bound here, since it may have been imported before this package was (lightning_gaudi_autoload).
 from lightning_gaudi import emulator as emulator  # noqa: E402
 from lightning_gaudi.accelerator import HPUAccelerator  # noqa: E402
-from lightning_gaudi.callbacks import CompileMonitor, HPUGraphCallback, PredictionOrder  # noqa: E402
+from lightning_gaudi.callbacks import (  # noqa: E402
+    CompileMonitor,
+    HPUGraphCallback,
+    HPUThroughputMonitor,
+    PredictionOrder,
+)
 from lightning_gaudi.checkpoint import HPUCheckpointIO  # noqa: E402
 from lightning_gaudi.fabric.registration import register as register_with_fabric  # noqa: E402
 from lightning_gaudi.fsdp import GaudiFSDPStrategy  # noqa: E402
@@ -34,5 +39,6 @@ __all__ = [
     "HPUGraphCallback",
     "HPUPrecision",
     "HPUProfiler",
+    "HPUThroughputMonitor",
     "PredictionOrder",
 ]

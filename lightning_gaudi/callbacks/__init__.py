@@ -5,10 +5,12 @@ from lightning_gaudi.callbacks.graph import HPUGraphCallback
 from lightning_gaudi.callbacks.image_writer import ImageWriter
 from lightning_gaudi.callbacks.prediction_order import PredictionOrder
 from lightning_gaudi.callbacks.prediction_writer import PredictionWriter
+from lightning_gaudi.callbacks.throughput import HPUThroughputMonitor
 
 __all__ = [
     "CompileMonitor",
     "HPUGraphCallback",
+    "HPUThroughputMonitor",
     "ImageWriter",
     "PredictionOrder",
     "PredictionWriter",

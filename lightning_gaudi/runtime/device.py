@@ -102,6 +102,12 @@ def memory_stats() -> dict[str, int]:
     return dict(loading.module("torch.hpu").memory_stats())
 
 
+def reset_peak_memory() -> None:
+    """Let the peak of memory in use, ``MaxInUse``, begin with what is in use now."""
+    if loading.is_loaded():
+        loading.module("torch.hpu").reset_peak_memory_stats()
+
+
 def name() -> str:
     """The card's name, such as ``"GAUDI2"``; says where it is emulated."""
     text = str(loading.module("torch.hpu").get_device_name())
