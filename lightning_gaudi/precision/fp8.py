@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ from lightning_gaudi.runtime import transformer_engine
 
 _MULTIPLE = 16  # of both features of a layer, for the fp8 product (``fp8_autocast``, bridge)
 _EXTRA_STATE = "_extra_state"
+# Made here: their extra state is in no module's ``state_dict``, whoever converts the module next.
+_made_here: WeakSet[nn.Module] = WeakSet()
 
 
 class Fp8Layers:
@@ -62,19 +65,31 @@ class Fp8Layers:
             if any(_is_at_or_in(name, pattern) for pattern in skip)
         }
         made: dict[int, nn.Module] = {}  # a layer in two places stays one layer
-        for name, parent in list(module.named_modules()):
-            for child_name, child in list(parent.named_children()):
-                place = f"{name}.{child_name}" if name else child_name
-                if type(child) is not nn.Linear or id(child) in skipped:
-                    continue
-                if child.in_features % _MULTIPLE or child.out_features % _MULTIPLE:
+        seen: set[int] = set()
+        for place, child in list(module.named_modules(remove_duplicate=False)):
+            if not place or type(child) is not nn.Linear or id(child) in skipped:
+                continue
+            is_new = id(child) not in seen
+            seen.add(id(child))
+            if child.in_features % _MULTIPLE or child.out_features % _MULTIPLE:
+                if is_new:
                     self.unfit.append(place)
-                    continue
-                if id(child) not in made:
-                    made[id(child)] = _layer_like(child, engine)
-                    self._layers[place] = made[id(child)]
-                    self.replaced.append(place)
-                setattr(parent, child_name, made[id(child)])
+                continue
+            if is_new:
+                made[id(child)] = _layer_like(child, engine)
+                self.replaced.append(place)
+            parent, _, name = place.rpartition(".")
+            setattr(module.get_submodule(parent), name, made[id(child)])
+
+    def find_in(self, module: nn.Module) -> None:
+        """Take charge of the layers that were put into a module, now or before.
+
+        Args:
+            module: The module; an earlier one is forgotten.
+        """
+        self._layers = {
+            name: layer for name, layer in module.named_modules() if layer in _made_here
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What the layers keep besides their weights, by name."""
@@ -122,6 +137,7 @@ def _layer_like(linear: nn.Linear, engine: Any) -> nn.Module:
     elif isinstance(layer.__dict__.get("bias"), Tensor):  # a plain attribute: no move reaches it
         layer.bias = weight.detach().new_empty(0)
     layer.train(linear.training)
+    _made_here.add(layer)
     _keep_extra_state_out(layer)
     result: nn.Module = layer
     return result

@@ -163,19 +163,19 @@ class HPUPrecision(Precision):
     def _convert_to_fp8(self, module: Module) -> None:
         if isinstance(self._recipe, Mapping):
             self._recipe = transformer_engine.make_recipe(self._recipe)
+        layers = self._fp8_layers = Fp8Layers()
         replace = self._replace_layers
         if replace is None:
             replace = not any(is_engine_layer(inner) for inner in module.modules())
-        if not replace:
-            return
-        self._fp8_layers = layers = Fp8Layers()
-        layers.replace_in(module, self._skip_layers)
-        rank_zero_info(f"fp8: {len(layers.replaced)} linear layers by the Transformer Engine.")
+        if replace:
+            layers.replace_in(module, self._skip_layers)
+            rank_zero_info(f"fp8: {len(layers.replaced)} linear layers by the Transformer Engine.")
         if layers.unfit:
             rank_zero_warn(
                 "these linear layers do not compute in fp8, because their sizes are no multiples "
                 f"of 16: {', '.join(layers.unfit)}. skip_layers silences this."
             )
+        layers.find_in(module)
 
     @override
     def convert_input(self, data: Any) -> Any:
