@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed import ReduceOp
@@ -94,6 +95,45 @@ def gather_objects(mine: Any) -> list[Any]:
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, mine)
     return gathered
+
+
+class _OfTheDevice:
+    """A tensor of the device on its way to another process.
+
+    Args:
+        tensor: The tensor, on the host.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def broadcast(obj: Any, src: int, rank: int, broadcast_object: Callable[..., Any]) -> Any:
+    """Give all processes one's object; its tensors come to be where they were, host or device.
+
+    Args:
+        obj: Anything that can be pickled. Tensors in lists, tuples, dicts and dataclasses are
+            found; in other objects they come as pickle has them.
+        src: The rank of the process whose object it is.
+        rank: This process's rank.
+        broadcast_object: Lightning's own way, called with ``(obj, src)``.
+
+    Returns:
+        `obj` itself in the process of rank `src`, a copy of it in all others.
+    """
+    if not torch.distributed.is_initialized():
+        return obj
+    if rank == src:
+        broadcast_object(apply_to_collection(obj, Tensor, _to_host), src)
+        return obj
+    received = broadcast_object(None, src)
+    return apply_to_collection(
+        received, _OfTheDevice, lambda packed: packed.tensor.to(hpu.this_device())
+    )
+
+
+def _to_host(tensor: Tensor) -> Tensor | _OfTheDevice:
+    return _OfTheDevice(tensor.detach().cpu()) if tensor.device.type == "hpu" else tensor
 
 
 def all_reduce(

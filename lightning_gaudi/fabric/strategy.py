@@ -271,6 +271,11 @@ class GaudiFabricStrategy(DDPStrategy):
         return processes.all_reduce(tensor, group, reduce_op, super().all_reduce)
 
     @override
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Give all processes one's object; its tensors come to be where they were."""
+        return processes.broadcast(obj, src, self.global_rank, super().broadcast)
+
+    @override
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Agree on a decision; one process agrees with itself, without reading the device."""
         return decision if self.has_one_device else super().reduce_boolean_decision(decision, all)
