@@ -128,6 +128,7 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
             self._timeout,
             mode=self.mode,
         )
+        self._watch_ranks(self._timeout)
 
     @override
     def setup(self, trainer: Trainer) -> None:
@@ -147,6 +148,7 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
         """Put back what compile mode has swapped, and move the module to the CPU."""
         if self._compiled_steps is not None:
             self._compiled_steps.undo()
+        self._static_graph_of = None
         super().teardown()
 
     @override
@@ -196,6 +198,7 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
     @override
     def on_exception(self, exception: BaseException) -> None:
         """Say what to do about parameters without gradients, in this strategy's terms."""
+        self._tell_ranks(exception)
         if isinstance(exception, RuntimeError) and _UNUSED in str(exception):
             # Lightning's own advice is to change to a strategy that does not run on the HPU.
             exception.args = (
