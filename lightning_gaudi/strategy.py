@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +16,14 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.constants import default_pg_timeout
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from lightning_gaudi import processes
 from lightning_gaudi.cluster import check_processes
+from lightning_gaudi.fused_optimizer import fuse
+from lightning_gaudi.gaudi_config import GaudiConfig
 from lightning_gaudi.hpu_strategy import HPUStrategy
+from lightning_gaudi.runtime import device as hpu
 from lightning_gaudi.runtime.loading import ExecutionMode
 from lightning_gaudi.step_compilation import CompiledSteps
 
@@ -54,6 +58,7 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
     """
 
     strategy_name = "gaudi"
+    gaudi_config = GaudiConfig()
 
     def __init__(
         self,
@@ -76,6 +81,33 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
         ddp.setdefault("start_method", "fork" if hasattr(sys, "ps1") else "popen")
         ddp = processes.DDP_DEFAULTS | ddp
         super().__init__(process_group_backend=process_group_backend, timeout=timeout, **ddp)
+
+    @classmethod
+    def from_gaudi_config(
+        cls, config: Mapping[str, Any] | str | os.PathLike[str], **settings: Any
+    ) -> Self:
+        """Make a strategy that does what a ``gaudi_config.json`` of optimum-habana says.
+
+        ``use_torch_autocast`` makes the run's precision ``"bf16-mixed"``. Autocast's op lists hold
+        for the process, so the software must not be loaded yet. ``use_fused_adam`` runs a module's
+        `torch.optim.AdamW` (or `Adam` without weight decay) as `FusedAdamW`, and
+        ``use_fused_clip_norm`` clips by norm with `FusedClipNorm`. ``use_dynamic_shapes`` turns
+        that on in the bridge.
+
+        Args:
+            config: A dict with settings, the path of a JSON file, or of a folder with a
+                ``gaudi_config.json``. Nothing is downloaded.
+            settings: Arguments of the strategy.
+
+        Raises:
+            ConfigurationError: The configuration cannot be read, or contradicts the arguments.
+            ExecutionModeError: The software is loaded, in another mode or with other op lists.
+        """
+        found = GaudiConfig.read(config)
+        plugin = found.precision_plugin(settings.pop("precision_plugin", None))
+        strategy = cls(precision_plugin=plugin, **settings)
+        strategy.gaudi_config = found
+        return strategy
 
     @property
     @override
@@ -113,6 +145,8 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
                 num_processes=self.num_processes,
                 num_nodes=self.num_nodes,
             )
+            if self.gaudi_config.use_dynamic_shapes:
+                hpu.enable_dynamic_shapes()
             super().setup_environment()
 
     @override
@@ -142,6 +176,15 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
             if self._compiled_steps is not None:  # of a run that ended without its teardown
                 self._compiled_steps.undo()
             self._compiled_steps = CompiledSteps(self.lightning_module)
+
+    @override
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Make the optimizers, fused where the Gaudi configuration says so."""
+        super().setup_optimizers(trainer)
+        if self.gaudi_config.use_fused_adam:
+            self.optimizers = [fuse(optimizer) for optimizer in self.optimizers]
+        if self.gaudi_config.use_fused_clip_norm:
+            self.gaudi_config.fuse_clip_norm(self.precision_plugin)
 
     @override
     def teardown(self) -> None:

@@ -87,6 +87,11 @@ def this_device() -> torch.device:
     return torch.device("hpu", 0)
 
 
+def enable_dynamic_shapes() -> None:
+    """Let the bridge compile ranges of shapes where they change."""
+    loading.module("torch.hpu").enable_dynamic_shape()
+
+
 def synchronize() -> None:
     """Wait until the device has done all it was given."""
     loading.module("torch.hpu").synchronize()

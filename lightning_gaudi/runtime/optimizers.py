@@ -32,6 +32,11 @@ def is_fused(optimizer: Optimizer) -> bool:
     return type(optimizer).__module__.startswith("habana_frameworks")
 
 
+def is_fused_adamw(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is the Gaudi software's `FusedAdamW`. Loads the software."""
+    return isinstance(optimizer, loading.module("torch.hpex.optimizers").FusedAdamW)
+
+
 def clip_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
     """Clip gradients to a total 2-norm by ``hpex.normalization.FusedClipNorm``, in place.
 
