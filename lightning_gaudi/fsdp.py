@@ -176,6 +176,7 @@ class GaudiFSDPStrategy(HPUStrategy, ShardedCheckpoints):
                 self._timeout,
                 mode=self.mode,
             )
+            self._watch_ranks(self._timeout)
         self._device_mesh = init_device_mesh(
             "hpu", (self.world_size,), mesh_dim_names=("data_parallel",)
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -24,15 +28,20 @@ from typing_extensions import override
 from lightning_gaudi import processes
 from lightning_gaudi.accelerator import HPUAccelerator
 from lightning_gaudi.checkpoint import HPUCheckpointIO
+from lightning_gaudi.checkpoint.background import wait_for_writes
 from lightning_gaudi.data.exact_resume import ExactResume
 from lightning_gaudi.data.resume import make_resumable
 from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.faults import FaultWatch, add_to_message, watch_ranks
 from lightning_gaudi.precision import for_hpu
 from lightning_gaudi.profiler import HPUProfiler
 from lightning_gaudi.runtime import device as hpu
 from lightning_gaudi.runtime import loading
 from lightning_gaudi.runtime.loading import ExecutionMode
 from lightning_gaudi.step_boundary import StepBoundary
+
+# A checkpoint that is being written may take as long, when the process must end.
+_WRITE_S = 300.0
 
 
 class HPUStrategy(Strategy):
@@ -66,6 +75,7 @@ class HPUStrategy(Strategy):
         self.mode = mode
         self.step_boundary = StepBoundary(mode, after_backward=mark_step_after_backward)
         self._resume = ExactResume()
+        self._watch: FaultWatch | None = None
         if recipe_cache_dir is not None:
             loading.set_recipe_cache(recipe_cache_dir)
 
@@ -162,6 +172,8 @@ class HPUStrategy(Strategy):
         self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Run the backward, then break the lazy graph."""
+        if self._watch is not None:
+            self._watch.member.progress += 1
         loss = super().backward(closure_loss, optimizer, *args, **kwargs)
         self.step_boundary.after_backward()
         return loss
@@ -251,6 +263,11 @@ class HPUStrategy(Strategy):
     @override
     def on_exception(self, exception: BaseException) -> None:
         """Say what is known of a failure, and let a profiler write what it has seen."""
+        self._tell_ranks(exception)
+        if isinstance(self.checkpoint_io, HPUCheckpointIO):
+            lost = self.checkpoint_io.settle()
+            if lost is not None and lost is not exception:
+                rank_zero_warn(f"A checkpoint could not be written either: {lost}")
         assert self.lightning_module is not None
         profiler = self.lightning_module.trainer.profiler  # type: ignore[attr-defined]
         if isinstance(profiler, HPUProfiler):
@@ -258,6 +275,49 @@ class HPUStrategy(Strategy):
         super().on_exception(exception)
 
     # --- several devices ------------------------------------------------------------------------
+
+    def _watch_ranks(self, timeout: timedelta | None) -> None:
+        """Watch for ranks that are lost; to be called in each run, when all are connected."""
+        assert self.cluster_environment is not None  # type: ignore[attr-defined]
+        self._watch = watch_ranks(
+            rank=self.global_rank,  # type: ignore[attr-defined]
+            address=self.cluster_environment.main_address,  # type: ignore[attr-defined]
+            timeout_s=None if timeout is None else timeout.total_seconds(),
+            gather=processes.gather_objects,
+            children=getattr(self.launcher, "procs", []),
+            before_exit=lambda: wait_for_writes(_WRITE_S),
+        )
+        if self._watch is not None:
+            self._watch.member.begin()
+
+    def _tell_ranks(self, error: BaseException | None) -> None:
+        """Say why this rank fails, and add to the error whose fault it is."""
+        if self._watch is not None and error is not None:
+            add_to_message(error, self._watch.member.fail(error))
+
+    @property
+    def _is_interrupted(self) -> bool:
+        """Whether an error is on its way out of this rank, so that the others may not come."""
+        module = self.lightning_module
+        trainer = None if module is None else module._trainer
+        return trainer is not None and trainer.state.status == TrainerStatus.INTERRUPTED
+
+    @override
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for all ranks, unless this one has failed: they do not come then."""
+        if self._is_interrupted and not self.has_one_device:
+            self._tell_ranks(sys.exc_info()[1])
+        else:
+            super().barrier(*args, **kwargs)  # type: ignore[safe-super]
+
+    @override
+    def teardown(self) -> None:
+        """Move the module to the CPU, and end this rank's part in the run."""
+        try:
+            super().teardown()
+        finally:
+            if self._watch is not None:
+                self._watch.member.end()
 
     @contextmanager
     def _ends_processes_on_error(self) -> Iterator[None]:
