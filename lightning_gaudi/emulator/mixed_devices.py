@@ -77,8 +77,15 @@ def _has_host_tensor(value: Any) -> bool:
         return False
     if kind is list or kind is tuple:
         return any(_has_host_tensor(item) for item in value)
+    if not isinstance(value, Tensor):
+        return False
+    if getattr(value, "is_hpu", False):  # but no HPUTensor: PyTorch asks the other way round
+        raise RuntimeError(
+            "got mixed torch.Tensor and DTensor, need to convert all torch.Tensor to DTensor "
+            "before calling distributed operators!"
+        )
     # A zero-dimensional CPU tensor is an operand like any other on every device.
-    return isinstance(value, Tensor) and value.dim() > 0
+    return value.dim() > 0
 
 
 def _are_helpers(args: tuple[Any, ...], position: int) -> bool:

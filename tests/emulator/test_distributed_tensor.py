@@ -64,6 +64,14 @@ def test_dtensor_of_the_host_stays_there(mesh: DeviceMesh) -> None:
     assert type(back.to_local()) is HPUTensor
 
 
+def test_dtensor_with_a_plain_tensor_is_refused_in_pytorchs_words(mesh: DeviceMesh) -> None:
+    tensor = distribute_tensor(torch.ones(2, 2, device="hpu"), mesh, [Shard(0)])
+    plain = torch.ones(2, 2, device="hpu")
+    for left, right in ((plain, tensor), (tensor, plain)):
+        with pytest.raises(RuntimeError, match=r"got mixed torch\.Tensor and DTensor, need to"):
+            left @ right
+
+
 def test_memory_of_a_resized_storage() -> None:
     tensor = torch.zeros(16, device="hpu")
     before = torch.hpu.memory_allocated()
