@@ -17,12 +17,13 @@ from lightning_gaudi.cli.emulate import EMULATE
 from lightning_gaudi.cli.parser import Parser
 from lightning_gaudi.cli.plan import PLAN
 from lightning_gaudi.cli.run import RUN
+from lightning_gaudi.cli.selftest import SELFTEST
 from lightning_gaudi.cli.trainer import TRAINER_COMMANDS
 from lightning_gaudi.runtime import environment
 from lightning_gaudi.runtime.process import start_python
 
 PROGRAM = "lightning-gaudi"
-COMMANDS: tuple[Command, ...] = (RUN, EMULATE, *TRAINER_COMMANDS, PLAN, DOCTOR)
+COMMANDS: tuple[Command, ...] = (RUN, EMULATE, *TRAINER_COMMANDS, PLAN, DOCTOR, SELFTEST)
 
 _OTHER_NAMES = {"train": "fit", "evaluate": "validate", "inference": "predict", "check": "doctor"}
 _EXIT_CODES = (

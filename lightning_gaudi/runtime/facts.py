@@ -139,16 +139,21 @@ def gather_facts(*, load: bool = True, load_limit_s: float = LOAD_LIMIT_S) -> Fa
     )
 
 
-def try_loading(limit_s: float) -> Loading:
+def try_loading(limit_s: float, *, without_mode: bool = False) -> Loading:
     """Load the Gaudi software in another Python.
 
     Args:
         limit_s: After how many seconds that is given up, and the process killed.
+        without_mode: Whether it is done as if ``PT_HPU_LAZY_MODE`` were not set.
     """
+    variables = dict(os.environ)
+    if without_mode:
+        variables.pop(environment.LAZY_MODE, None)
     begin = time.perf_counter()
     try:
         result = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _LOAD],
+            env=variables,
             capture_output=True,
             text=True,
             timeout=limit_s,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from lightning_gaudi.runtime import environment
@@ -28,3 +31,34 @@ def start_python(
     os.execve(
         sys.executable, [sys.executable, *arguments], os.environ | mode | dict(variables or {})
     )
+
+
+def open_python(
+    arguments: Sequence[str], *, lazy: bool, variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start another Python in a session of its own, with a pipe for all that it prints.
+
+    Args:
+        arguments: What follows ``python`` on the command line.
+        lazy: The mode: lazy, or eager.
+        variables: Further environment variables to set.
+    """
+    mode = {environment.LAZY_MODE: "1" if lazy else "0"}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | mode | dict(variables or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def kill_python(process: subprocess.Popen[str]) -> None:
+    """Kill a Python of `open_python` and all that it has started, and wait for its end."""
+    # Its session outlives it where it has left processes behind.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
