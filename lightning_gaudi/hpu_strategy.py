@@ -33,6 +33,7 @@ from lightning_gaudi.data.exact_resume import ExactResume
 from lightning_gaudi.data.resume import make_resumable
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.faults import FaultWatch, add_to_message, watch_ranks
+from lightning_gaudi.graphs.out_of_memory import explain_out_of_memory
 from lightning_gaudi.precision import for_hpu
 from lightning_gaudi.profiler import HPUProfiler
 from lightning_gaudi.runtime import device as hpu
@@ -272,6 +273,7 @@ class HPUStrategy(Strategy):
         profiler = self.lightning_module.trainer.profiler  # type: ignore[attr-defined]
         if isinstance(profiler, HPUProfiler):
             profiler.describe()  # Lightning describes no run that has failed
+        explain_out_of_memory(exception)
         super().on_exception(exception)
 
     # --- several devices ------------------------------------------------------------------------

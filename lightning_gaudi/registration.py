@@ -21,6 +21,7 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
+from lightning_gaudi import batch_size_finder
 from lightning_gaudi.accelerator import HPUAccelerator
 from lightning_gaudi.cluster import choose_environment
 from lightning_gaudi.fsdp import GaudiFSDPStrategy
@@ -58,6 +59,7 @@ def register() -> None:
     """
     if not hasattr(_AcceleratorConnector, _MARK):
         _patch_connector()
+    batch_size_finder.register()
     AcceleratorRegistry.register("hpu", HPUAccelerator, description="Intel Gaudi", override=True)
     for name, (description, init_params) in _STRATEGIES.items():
         StrategyRegistry.register(

@@ -28,6 +28,7 @@ from lightning_gaudi.callbacks.swapping import CallCounter, Installation, Target
 from lightning_gaudi.callbacks.targets import children_of, choose_targets, scripted_children
 from lightning_gaudi.callbacks.verification import VerifiedForward
 from lightning_gaudi.callbacks.warmup import warmup_calls
+from lightning_gaudi.graphs.out_of_memory import explain_out_of_memory
 from lightning_gaudi.graphs.replay import GraphedForward, OnFailure
 from lightning_gaudi.graphs.stats import GraphRow, GraphStats
 from lightning_gaudi.graphs.training import GraphedTraining
@@ -195,6 +196,7 @@ class HPUGraphCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Put the forwards back and drop the graphs: after this Lightning calls nothing more."""
+        explain_out_of_memory(exception)  # while the graphs are there to tell of
         self._take_out()
         self._drop_graphs()
 
@@ -286,10 +288,7 @@ class HPUGraphCallback(Callback):
         options = self.options
         if has_graphs:
             forward = GraphedForward(
-                module.forward,
-                module=module,
-                name=repr(name),
-                **options.as_dict(),
+                module.forward, module=module, name=repr(name), **options.as_dict()
             )
             if "fit" in self.stages:
                 training = GraphedTraining(

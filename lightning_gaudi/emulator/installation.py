@@ -67,6 +67,7 @@ def install() -> None:
         functions,
         generator,
         gradients,
+        memory,
         methods,
         serialization,
         swapping,
@@ -84,6 +85,7 @@ def install() -> None:
     tensor.name_device()
     factories.register()
     for part in (
+        memory,
         transfer,
         methods,
         functions,

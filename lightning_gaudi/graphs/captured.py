@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gaudi.graphs import kept
 from lightning_gaudi.graphs.guard import CaptureGuard
 from lightning_gaudi.graphs.key import Key
 from lightning_gaudi.graphs.stats import GraphRow
@@ -37,6 +38,7 @@ class CapturedGraph:
     """
 
     __slots__ = (
+        "__weakref__",
         "_checks",
         "_is_one_result",
         "buffers",
@@ -81,6 +83,7 @@ class CapturedGraph:
         )
         # By whether it is asked in inference mode, where tensors and modes differ.
         self._checks: list[TensorCheck | None] = [None, None]
+        kept.note(self)
 
     @property
     def writes_in_place(self) -> bool:

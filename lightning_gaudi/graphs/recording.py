@@ -23,6 +23,7 @@ from torch import Tensor
 from lightning_gaudi.graphs.captured import CapturedGraph
 from lightning_gaudi.graphs.guard import CaptureGuard
 from lightning_gaudi.graphs.key import share_memory, storages_of
+from lightning_gaudi.graphs.out_of_memory import explain_out_of_memory
 from lightning_gaudi.graphs.refusals import (
     ReplacedWeightError,
     cannot_rerun,
@@ -101,6 +102,7 @@ class Recorder:
             except (RuntimeError, UnsupportedValueError) as error:
                 refusal = refusal_of(self.name, error, guard.last_line)
                 if refusal is None:
+                    explain_out_of_memory(error)
                     self._leave_as_op_by_op(guard, statics, inputs, tables, is_dry)
                     raise
                 put_back(tables)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gaudi.errors import CaptureError
+from lightning_gaudi.graphs import kept
 from lightning_gaudi.graphs.stats import GraphRow
 from lightning_gaudi.graphs.structure import flatten, rebuild
 from lightning_gaudi.runtime import capture as hpu_capture
@@ -135,6 +136,9 @@ class TrainingGraph:
     backwards: dict[Mask, BackwardGraph] = field(default_factory=dict)
     row: GraphRow = field(default_factory=GraphRow)
     _lease: weakref.ref[Lease] | None = None
+
+    def __post_init__(self) -> None:
+        kept.note(self)
 
     @property
     def is_free(self) -> bool:
