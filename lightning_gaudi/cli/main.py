@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_gaudi.cli.command import GROUPS, Command, add_mode
+from lightning_gaudi.cli.completion import COMPLETION
 from lightning_gaudi.cli.doctor import DOCTOR
 from lightning_gaudi.cli.emulate import EMULATE
 from lightning_gaudi.cli.parser import Parser
@@ -23,7 +24,15 @@ from lightning_gaudi.runtime import environment
 from lightning_gaudi.runtime.process import start_python
 
 PROGRAM = "lightning-gaudi"
-COMMANDS: tuple[Command, ...] = (RUN, EMULATE, *TRAINER_COMMANDS, PLAN, DOCTOR, SELFTEST)
+COMMANDS: tuple[Command, ...] = (
+    RUN,
+    EMULATE,
+    *TRAINER_COMMANDS,
+    PLAN,
+    DOCTOR,
+    SELFTEST,
+    COMPLETION,
+)
 
 _OTHER_NAMES = {"train": "fit", "evaluate": "validate", "inference": "predict", "check": "doctor"}
 _EXIT_CODES = (
