@@ -98,6 +98,7 @@ class GaudiFabricStrategy(DDPStrategy):
         ddp = processes.DDP_DEFAULTS | ddp
         super().__init__(process_group_backend=process_group_backend, timeout=timeout, **ddp)
         self._backward_sync_control = _BackwardSync()
+        self._is_set_up = False
 
     @property
     def has_one_device(self) -> bool:
@@ -179,6 +180,8 @@ class GaudiFabricStrategy(DDPStrategy):
                 another number of processes was started than the devices ask for.
             ProcessGroupError: The other processes cannot be found, or are not set like this one.
         """
+        if self.has_one_device and self._is_set_up:
+            return
         assert self.cluster_environment is not None
         with self._ends_processes_on_error():
             processes.start(
@@ -188,6 +191,7 @@ class GaudiFabricStrategy(DDPStrategy):
                 num_nodes=self.num_nodes,
             )
             super().setup_environment()
+        self._is_set_up = True
 
     @contextmanager
     def _ends_processes_on_error(self) -> Iterator[None]:
