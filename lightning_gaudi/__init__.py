@@ -14,6 +14,7 @@ from lightning_gaudi import emulator as emulator  # noqa: E402
 from lightning_gaudi.accelerator import HPUAccelerator  # noqa: E402
 from lightning_gaudi.callbacks import (  # noqa: E402
     CompileMonitor,
+    FiniteLoss,
     HPUGraphCallback,
     HPUThroughputMonitor,
     PredictionOrder,
@@ -32,6 +33,7 @@ del install_emulator_if_requested, register, register_with_fabric
 
 __all__ = [
     "CompileMonitor",
+    "FiniteLoss",
     "GaudiFSDPStrategy",
     "GaudiStrategy",
     "HPUAccelerator",

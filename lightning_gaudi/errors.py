@@ -9,7 +9,7 @@
       ReplayMismatchError    (RuntimeError)   a replay gave another result (verify=True)
       BudgetExceededError    (RuntimeError)   more compilations or host reads than allowed
       CheckpointError        (RuntimeError)   a checkpoint cannot be read
-      CheckpointError        (RuntimeError)   a checkpoint cannot be read
+      NonFiniteError         (ArithmeticError)  a loss or a weight is NaN or infinite
       ProcessGroupError      (RuntimeError)   the processes of a run do not meet, or differ
 
 Each message says what was expected, what came, and what to do.
@@ -48,13 +48,13 @@ class BudgetExceededError(GaudiError, RuntimeError):
     """A run compiled, read from the device or fell back to the CPU more often than was allowed."""
 
 
+class NonFiniteError(GaudiError, ArithmeticError):
+    """A loss, or a weight that is about to be saved, is NaN or infinite."""
+
+
 class CheckpointError(GaudiError, RuntimeError):
     """A checkpoint is not whole, is of another kind, or holds what may not be read from it."""
 
 
 class ProcessGroupError(GaudiError, RuntimeError):
     """The processes of a run do not find each other, or do not fit together."""
-
-
-class CheckpointError(GaudiError, RuntimeError):
-    """A checkpoint is not whole, is of another kind, or holds what may not be read from it."""

@@ -31,7 +31,7 @@ from lightning_gaudi.checkpoint import HPUCheckpointIO
 from lightning_gaudi.checkpoint.background import wait_for_writes
 from lightning_gaudi.data.exact_resume import ExactResume
 from lightning_gaudi.data.resume import make_resumable
-from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.errors import ConfigurationError, NonFiniteError
 from lightning_gaudi.faults import FaultWatch, add_to_message, watch_ranks
 from lightning_gaudi.graphs.out_of_memory import explain_out_of_memory
 from lightning_gaudi.precision import for_hpu
@@ -53,6 +53,9 @@ class HPUStrategy(Strategy):
     Attributes:
         mode: The execution mode.
         step_boundary: Where the lazy graph breaks.
+        before_saving: Called, in all ranks, before a checkpoint is written; an error keeps it from
+            being written.
+        last_checkpoint: Path of the last one that was.
     """
 
     mode: ExecutionMode
@@ -77,6 +80,8 @@ class HPUStrategy(Strategy):
         self.step_boundary = StepBoundary(mode, after_backward=mark_step_after_backward)
         self._resume = ExactResume()
         self._watch: FaultWatch | None = None
+        self.before_saving: list[Callable[[], None]] = []
+        self.last_checkpoint: _PATH | None = None
         if recipe_cache_dir is not None:
             loading.set_recipe_cache(recipe_cache_dir)
 
@@ -151,8 +156,17 @@ class HPUStrategy(Strategy):
     ) -> None:
         """Save a checkpoint, with the states of all ranks' random numbers."""
         assert self.lightning_module is not None
+        try:
+            for check in self.before_saving:
+                check()
+        except NonFiniteError as error:
+            if not self._is_interrupted:
+                raise
+            rank_zero_warn(f"No checkpoint is written of the run that has failed: {error}")
+            return
         self._resume.add_to(checkpoint, self.lightning_module.trainer, processes.gather_objects)
         super().save_checkpoint(checkpoint, filepath, storage_options)
+        self.last_checkpoint = filepath
 
     @override
     def load_checkpoint(
