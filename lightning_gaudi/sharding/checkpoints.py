@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,13 +80,13 @@ class ShardedCheckpoints(ModelParallelStrategy):
         """
         path = Path(self.broadcast(filepath))
         if self.state_dict_type == "full":
-            if self.is_global_zero and path.is_dir():
-                if not folders.is_folder(path):
-                    raise IsADirectoryError(
-                        f"{path} is a folder and no checkpoint: it is not replaced by a file."
-                    )
-                shutil.rmtree(path)
-            Strategy.save_checkpoint(self, checkpoint, path, storage_options)
+            # All processes raise: the others would wait for the main one.
+            if self.broadcast(path.is_dir() and not folders.is_folder(path)):
+                raise IsADirectoryError(
+                    f"{path} is a folder and no checkpoint: it is not replaced by a file."
+                )
+            with folders.replaced_by_file(path, is_main=self.is_global_zero):
+                Strategy.save_checkpoint(self, checkpoint, path, storage_options)
             return
         if storage_options is not None:
             raise TypeError(

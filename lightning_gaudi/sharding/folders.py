@@ -105,6 +105,22 @@ def save(
     barrier()
 
 
+@contextmanager
+def replaced_by_file(path: Path, *, is_main: bool) -> Iterator[None]:
+    """Make room for a file where a checkpoint in parts is, and put it back if that fails."""
+    if not is_main or not path.is_dir():
+        yield
+        return
+    before = path.with_name(f".{path.name}.{secrets.token_hex(4)}.before")
+    os.rename(path, before)
+    try:
+        yield
+    except BaseException:
+        os.rename(before, path)
+        raise
+    shutil.rmtree(before)
+
+
 def load(
     path: Path, module: nn.Module, optimizers: list[Optimizer], rest: dict[str, Any]
 ) -> dict[str, Any]:
