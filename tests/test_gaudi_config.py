@@ -17,6 +17,7 @@ from training import IGNORED_WARNINGS, NUM_BATCHES, Classifier, conv_net, featur
 
 from lightning_gaudi import GaudiStrategy, HPUPrecision, emulator
 from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.fused_optimizer import fuse
 from lightning_gaudi.gaudi_config import GaudiConfig
 from lightning_gaudi.runtime import loading
 from lightning_gaudi.runtime.optimizers import clip_norm, is_fused_adamw
@@ -93,6 +94,25 @@ def test_a_resumed_run_equals_an_unbroken_one(started_fused: bool, tmp_path: Pat
     torch.testing.assert_close(
         second.state_dict(), unbroken.state_dict(), rtol=tolerance, atol=tolerance
     )
+
+
+def test_a_schedule_goes_on_after_a_state_is_loaded() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, device="hpu"))
+    given = torch.optim.AdamW([weight], lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(given, 1, gamma=0.5)
+    fused = fuse(given)
+    for _ in range(2):
+        weight.grad = torch.ones_like(weight)
+        fused.step()
+        schedule.step()
+        fused.load_state_dict(fused.state_dict())
+    schedule.step()
+    assert [group["lr"] for group in fused.param_groups] == [0.125]
+    assert fuse(fused) is fused
+    with pytest.warns(UserWarning, match="AdamW has stepped already: it stays as it is"):
+        other = torch.optim.AdamW([weight], lr=1.0)
+        other.step()
+        assert fuse(other) is other
 
 
 @pytest.mark.parametrize(
