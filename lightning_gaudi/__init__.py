@@ -5,6 +5,8 @@ Trainer and with Fabric. It loads no Gaudi software. With ``LIGHTNING_GAUDI_EMUL
 environment it installs the emulated HPU.
 """
 
+import typing
+
 from lightning_gaudi.runtime.loading import install_emulator_if_requested
 
 install_emulator_if_requested()
@@ -30,6 +32,14 @@ from lightning_gaudi.strategy import GaudiStrategy  # noqa: E402
 register()
 register_with_fabric()
 del install_emulator_if_requested, register, register_with_fabric
+
+if not typing.TYPE_CHECKING:  # type checkers would take every name
+
+    def __getattr__(name: str) -> object:
+        from lightning_gaudi.moving_over import class_named
+
+        return class_named(name)
+
 
 __all__ = [
     "CompileMonitor",

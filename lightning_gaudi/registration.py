@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 from lightning_gaudi import batch_size_finder
+from lightning_gaudi import moving_over
 from lightning_gaudi.accelerator import HPUAccelerator
 from lightning_gaudi.cluster import choose_environment
 from lightning_gaudi.fsdp import GaudiFSDPStrategy
@@ -33,13 +34,9 @@ _STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gaudi": ("Gaudi, lazy mode, one card or many", {}),
     "gaudi_eager": ("Gaudi, eager mode", {"mode": "eager"}),
     "gaudi_compile": ("Gaudi, torch.compile", {"mode": "compile"}),
-    "hpu_single": ("Name from lightning-habana for 'gaudi'", {}),
-    "hpu_parallel": ("Name from lightning-habana for 'gaudi'", {}),
-    "hpu_ddp": ("Name from lightning-habana for 'gaudi'", {}),
 }
 _SHARDING = {
     "gaudi_fsdp": "Gaudi, parameters sharded over all cards (FSDP2)",
-    "hpu_fsdp": "Name from lightning-habana for 'gaudi_fsdp'",
 }
 _PATCHED = (
     "_choose_strategy",
@@ -67,6 +64,10 @@ def register() -> None:
         )
     for name, description in _SHARDING.items():
         StrategyRegistry.register(name, GaudiFSDPStrategy, description=description, override=True)
+    for name, strategy in moving_over.STRATEGIES.items():
+        StrategyRegistry.register(
+            name, strategy, description="Name from lightning-habana", override=True
+        )
 
 
 def _patch_connector() -> None:
@@ -95,7 +96,9 @@ def _patch_connector() -> None:
     @wraps(choose_auto_accelerator)
     def _choose_auto_accelerator(self: Any) -> str:
         strategy = self._strategy_flag
-        if isinstance(strategy, HPUStrategy) or strategy in _STRATEGIES or strategy in _SHARDING:
+        if isinstance(strategy, HPUStrategy):
+            return "hpu"
+        if any(strategy in names for names in (_STRATEGIES, _SHARDING, moving_over.STRATEGIES)):
             return "hpu"
         # Also with a strategy of another kind, which is then refused: it would train on the CPU
         # of a machine with a card. One that names its device is taken at its word.

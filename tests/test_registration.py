@@ -66,9 +66,6 @@ class WhereAmI(Classifier):
         ),
         pytest.param(lambda: {"accelerator": "hpu", "strategy": "gaudi"}, id="hpu and gaudi"),
         pytest.param(lambda: {"accelerator": "hpu", "strategy": "GAUDI"}, id="hpu and GAUDI"),
-        pytest.param(lambda: {"accelerator": "hpu", "strategy": "hpu_single"}, id="hpu_single"),
-        pytest.param(lambda: {"accelerator": "hpu", "strategy": "hpu_parallel"}, id="hpu_parallel"),
-        pytest.param(lambda: {"accelerator": "hpu", "strategy": "hpu_ddp"}, id="hpu_ddp"),
         pytest.param(lambda: {"accelerator": HPUAccelerator()}, id="instance"),
         pytest.param(
             lambda: {"accelerator": HPUAccelerator(), "strategy": "gaudi"}, id="instance and gaudi"
@@ -210,7 +207,7 @@ def test_registering_again_changes_nothing() -> None:
 
 
 def test_registries() -> None:
-    ours = {"gaudi", "gaudi_eager", "gaudi_compile", "hpu_single", "hpu_parallel", "hpu_ddp"}
+    ours = {"gaudi", "gaudi_eager", "gaudi_compile"}
     assert ours <= set(StrategyRegistry.available_strategies())
     assert {
         name for name, entry in StrategyRegistry.items() if entry["strategy"] is GaudiStrategy
@@ -252,8 +249,9 @@ def test_only_our_entries_are_added_and_a_changed_connector_is_reported(
 
         Connector._choose_auto_accelerator = staticmethod(whole)
         import lightning_gaudi
+        from lightning_gaudi.moving_over import STRATEGIES
 
-        ours = {"gaudi", "gaudi_eager", "gaudi_compile", "hpu_single", "hpu_parallel", "hpu_ddp"}
+        ours = {"gaudi", "gaudi_eager", "gaudi_compile", "gaudi_fsdp", *STRATEGIES}
         assert StrategyRegistry.keys() - strategies.keys() == ours
         assert AcceleratorRegistry.keys() - accelerators.keys() == {"hpu"}
         assert {name: StrategyRegistry[name] for name in strategies} == strategies
