@@ -21,8 +21,7 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
-from lightning_gaudi import batch_size_finder
-from lightning_gaudi import moving_over
+from lightning_gaudi import batch_size_finder, moving_over
 from lightning_gaudi.accelerator import HPUAccelerator
 from lightning_gaudi.cluster import choose_environment
 from lightning_gaudi.fsdp import GaudiFSDPStrategy
