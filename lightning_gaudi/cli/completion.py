@@ -117,7 +117,7 @@ def _bash(top: _Words, words: Mapping[str, _Words]) -> str:
         + _FIND.format(first=1, end="COMP_CWORD", valued=_valued(top, words))
         + _choose(top, words)
         # Words without spaces, and macOS's bash has no mapfile.
-        + '    COMPREPLY=($(compgen -W "$found" -- "$current"))\n'
+        + '    COMPREPLY=($(compgen -W "$found" -- "$current")) || :\n'
         "}\n"
         # Where nothing is found, files.
         f"complete -o bashdefault -o default -F _lightning_gaudi {_NAME}\n"

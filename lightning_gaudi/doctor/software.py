@@ -98,8 +98,8 @@ def check_torch(facts: Facts) -> Iterator[Finding]:
             expected=f"{oldest} or newer" + (" for the emulated HPU" if emulates else ""),
             fix=_torch_fix(facts),
         )
-    else:
-        yield Finding(check="torch", level="ok", title="torch", found=torch)
+        return  # the same fix mends whatever else is wrong with it
+    yield Finding(check="torch", level="ok", title="torch", found=torch)
     if not has_software:
         return
     if not releases.is_habanas(torch):
@@ -112,6 +112,8 @@ def check_torch(facts: Facts) -> Iterator[Finding]:
             "something has replaced it (pip install of a package that pins torch, often)",
             fix=_torch_fix(facts),
         )
+    if bridge is not None and is_older(bridge, releases.OLDEST_RELEASE):
+        return  # a newer release brings its torch
     expected = None if bridge is None else releases.torch_for(bridge)
     if expected is not None and release_of(torch)[:2] != release_of(expected):
         yield Finding(

@@ -20,6 +20,7 @@ from typing import Any
 from lightning_gaudi.runtime import environment
 from lightning_gaudi.runtime.driver import Driver, read_driver
 from lightning_gaudi.runtime.installed import Installed, read_installed
+from lightning_gaudi.runtime.process import kill_python
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 PLACE_ON_CPU = "PT_HPU_PLACE_ON_CPU"
@@ -150,26 +151,32 @@ def try_loading(limit_s: float, *, without_mode: bool = False) -> Loading:
     if without_mode:
         variables.pop(environment.LAZY_MODE, None)
     begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _LOAD],
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     try:
-        result = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _LOAD],
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            check=False,
-        )
+        output, errors = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         return Loading(seconds=limit_s, error=f"not loaded within {limit_s:g} s")
+    finally:
+        kill_python(process)
     seconds = round(time.perf_counter() - begin, 2)
-    for line in result.stdout.splitlines():
+    for line in output.splitlines():
         if line.startswith("lightning-gaudi:"):
             answer = json.loads(line.removeprefix("lightning-gaudi:"))
             return Loading(
                 seconds=seconds, is_lazy=answer["is_lazy"], num_cards=answer["num_cards"]
             )
-    lines = result.stderr.strip().splitlines()
-    how = f"signal {-result.returncode}" if result.returncode < 0 else f"code {result.returncode}"
+    lines = errors.strip().splitlines()
+    code = process.returncode
+    how = f"signal {-code}" if code < 0 else f"code {code}"
     return Loading(seconds=seconds, error=lines[-1] if lines else f"the process ended with {how}")
 
 

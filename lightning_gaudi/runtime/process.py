@@ -12,6 +12,8 @@ from typing import NoReturn
 
 from lightning_gaudi.runtime import environment
 
+_END_LIMIT_S = 20.0
+
 
 def start_python(
     arguments: Sequence[str], *, lazy: bool, variables: Mapping[str, str] | None = None
@@ -57,8 +59,10 @@ def open_python(
 
 
 def kill_python(process: subprocess.Popen[str]) -> None:
-    """Kill a Python of `open_python` and all that it has started, and wait for its end."""
+    """Kill a process that has a session of its own, with all that it has started there."""
     # Its session outlives it where it has left processes behind.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # One that hangs inside a driver does not end, whatever the signal; nobody shall wait for it.
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_LIMIT_S)
