@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 from lightning_gaudi import batch_size_finder, moving_over
 from lightning_gaudi.accelerator import HPUAccelerator
 from lightning_gaudi.cluster import choose_environment
+from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.fsdp import GaudiFSDPStrategy
 from lightning_gaudi.hpu_strategy import HPUStrategy
 from lightning_gaudi.precision import HPUPrecision
@@ -118,8 +119,18 @@ def _patch_connector() -> None:
         # The first method that runs when both accelerator and strategy stand.
         if isinstance(self.accelerator, HPUAccelerator):
             self.accelerator.check_strategy(self.strategy)
-        if isinstance(self.strategy, HPUStrategy) and self._precision_plugin_flag is None:
-            return HPUPrecision(self._precision_flag)
+        if isinstance(self.strategy, HPUStrategy):
+            given = self._precision_plugin_flag
+            if given is None:
+                return HPUPrecision(self._precision_flag)
+            # Lightning takes a strategy's plugin and forgets the Trainer's precision. The default
+            # cannot be told from a "32-true" that was asked for.
+            if self._precision_flag not in ("32-true", given.precision):
+                raise ConfigurationError(
+                    f"precision={self._precision_flag!r} of the Trainer contradicts the strategy's "
+                    f"precision plugin, {type(given).__name__}({given.precision!r}). Leave out one "
+                    "of them."
+                )
         plugin: Precision = check_and_init_precision(self)
         return plugin
 

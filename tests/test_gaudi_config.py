@@ -101,6 +101,7 @@ def test_a_schedule_goes_on_after_a_state_is_loaded() -> None:
     given = torch.optim.AdamW([weight], lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(given, 1, gamma=0.5)
     fused = fuse(given)
+    assert given.param_groups is fused.param_groups
     for _ in range(2):
         weight.grad = torch.ones_like(weight)
         fused.step()
