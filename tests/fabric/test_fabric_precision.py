@@ -177,10 +177,20 @@ def scaled_steps(run: Fabric) -> list[Any]:
     return results
 
 
-@pytest.mark.skipif(
-    not hasattr(HPUPrecision, "clip_grad_by_norm") or "16-mixed" not in str(HPUPrecision.__doc__),
-    reason="this HPUPrecision has no float16",
-)
+def test_loss_scaling_against_stock_mixed_precision_on_the_cpu() -> None:
+    found = train(fabric(precision="16-mixed"), max_norm=0.1)
+    # Asked for by name, Fabric takes bfloat16 on the CPU.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    stock = fabric("cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    torch.testing.assert_close(found, train(stock, max_norm=0.1), rtol=2e-3, atol=2e-3)
+    assert found[0][0] != train(fabric())[0][0]
+
+
+def test_fp8_needs_the_transformer_engine() -> None:
+    with pytest.raises(ConfigurationError, match="Transformer Engine"):
+        fabric(plugins=HPUFabricPrecision("fp8"))
+
+
 def test_loss_scaling_skips_what_overflows() -> None:
     run = fabric(precision="16-mixed")
     assert run.strategy.precision._scaling.scaler is run.strategy.precision.inner.scaler

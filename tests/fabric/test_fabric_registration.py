@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +30,7 @@ from lightning.fabric.strategies.launchers import (
 )
 
 from lightning_gaudi import GaudiStrategy, HPUAccelerator
+from lightning_gaudi.cluster import MPIVariablesEnvironment
 from lightning_gaudi.errors import ConfigurationError, ExecutionModeError
 from lightning_gaudi.fabric import GaudiFabricStrategy, HPUFabricPrecision
 from lightning_gaudi.fabric.registration import register
@@ -214,6 +218,31 @@ def test_environment_variables_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(run.strategy) is GaudiFabricStrategy
     assert type(run.accelerator) is HPUAccelerator
     assert run.strategy.precision.precision == "bf16-mixed"
+
+
+def test_mpirun_needs_no_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_GAUDI_EMULATOR_DEVICES", "2")
+    variables = {"RANK": "1", "SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    run = Fabric(accelerator="hpu", devices=2)
+    assert type(run.strategy.cluster_environment) is MPIVariablesEnvironment
+    assert (run.global_rank, run.local_rank, run.world_size) == (1, 1, 2)
+    own = Fabric(accelerator="hpu", devices=2, plugins=LightningEnvironment())
+    assert type(own.strategy.cluster_environment) is LightningEnvironment
+    on_cpu = Fabric(accelerator="cpu", devices=2).strategy
+    assert type(on_cpu.cluster_environment) is LightningEnvironment
+
+
+def test_a_failed_start_ends_the_processes_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_GAUDI_EMULATOR_DEVICES", "2")
+    monkeypatch.setenv("HLS_MODULE_ID", "0")  # which it sets
+    run = Fabric(devices=2, strategy=GaudiFabricStrategy(process_group_backend="none"))
+    child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    run.strategy.launcher.procs.append(child)
+    with pytest.raises(ConfigurationError, match="process_group_backend='none' is unknown"):
+        run.strategy.setup_environment()
+    assert child.wait(timeout=30) == -signal.SIGKILL
 
 
 def test_processes_for_one_device_do_not_train_each_for_itself(
