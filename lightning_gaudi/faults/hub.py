@@ -85,7 +85,16 @@ class Hub:
             self._server = socket.create_server(("", 0))
         self.port: int = self._server.getsockname()[1]
         self._selector.register(self._server, selectors.EVENT_READ)
-        threading.Thread(target=self._listen, daemon=True, name="fault-hub").start()
+        self._is_open = True
+        self._thread = threading.Thread(target=self._listen, daemon=True, name="fault-hub")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Hear no more; every rank then takes this one for gone."""
+        self._is_open = False
+        self._thread.join()
+        self.close_inherited()
+        self._selector.close()
 
     def close_inherited(self) -> None:
         """Close what a forked process has no business with; it would keep connections open."""
@@ -97,7 +106,7 @@ class Hub:
 
     def _listen(self) -> None:
         last = last_beat = time.monotonic()
-        while self.verdict is None:
+        while self.verdict is None and self._is_open:
             wait = self._beat_s if self._first_fault is None else COLLECT_S / 4
             for key, _ in self._selector.select(wait):
                 if key.fileobj is self._server:

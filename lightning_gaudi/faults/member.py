@@ -67,7 +67,9 @@ class Member:
         self._has_ended = threading.Event()
         self._told: BaseException | None = None
         line.send({"token": token, "rank": rank, "host": socket.gethostname(), "pid": os.getpid()})
-        threading.Thread(target=self._listen, daemon=True, name="fault-watch").start()
+        self._is_open = True
+        self._thread = threading.Thread(target=self._listen, daemon=True, name="fault-watch")
+        self._thread.start()
 
     def begin(self) -> None:
         """A run begins, which all ranks take part in."""
@@ -106,6 +108,12 @@ class Member:
             self._has_ended.set()
             self._line.send({"done": self._run})
 
+    def close(self) -> None:
+        """Take no more part in the watch."""
+        self._is_open = False
+        self._thread.join()
+        self._line.close()
+
     def close_inherited(self) -> None:
         """Close what a forked process has no business with."""
         self._line.close()
@@ -116,7 +124,7 @@ class Member:
         heard = last = last_beat = time.monotonic()
         selector = selectors.DefaultSelector()
         selector.register(self._line.socket, selectors.EVENT_READ)
-        while self.verdict is None:
+        while self.verdict is None and self._is_open:
             ready = selector.select(self._beat_s)
             now = time.monotonic()
             if now - last > FEW_BEATS * self._beat_s:  # it was this process that stood still
@@ -125,7 +133,7 @@ class Member:
             messages = self._line.receive() if ready else []
             if messages is None:
                 if not self._is_running or self._main_done >= self._run:
-                    return  # rank 0 has ended in peace
+                    break  # rank 0 has ended in peace
                 self._judge(self._main_fault(f"died: {reason_of_exit(None)}"))
                 break
             for message in messages:
@@ -138,7 +146,9 @@ class Member:
             if now - last_beat >= self._beat_s:
                 last_beat = now
                 self._line.send({"progress": self.progress})
-        self._end_process()
+        selector.close()
+        if self.verdict is not None:
+            self._end_process()
 
     def _main_fault(self, why: str) -> Fault:
         host, pid = self._main

@@ -47,6 +47,12 @@ class FaultWatch:
         if self._hub is not None:
             self._hub.close_inherited()
 
+    def close(self) -> None:
+        """Take no more part; after a fault, when a new watch is to begin."""
+        self.member.close()
+        if self._hub is not None:
+            self._hub.close()
+
     def end_children(self) -> None:
         """After a fault: end the ranks that this process has started, and that do not end."""
         if self.member.verdict is None:
@@ -89,6 +95,10 @@ def watch_ranks(
     global _current
     if _current is not None and _current.member.verdict is None:
         return _current
+    is_first = _current is None
+    if _current is not None:
+        _current.close()
+        _current = None
     timeout_s = timeout_s or _USUAL_TIMEOUT_S
     beat_s = min(5.0, max(0.2, timeout_s / 10))
     popens = [child for child in children if isinstance(child, subprocess.Popen)]
@@ -121,7 +131,7 @@ def watch_ranks(
         beat_s=beat_s,
         before_exit=lambda: _before_exit(before_exit),
     )
-    if _current is None:
+    if is_first:
         os.register_at_fork(after_in_child=_leave)
         atexit.register(_end_children)
     _current = FaultWatch(member, hub, popens)
