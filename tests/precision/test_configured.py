@@ -20,6 +20,7 @@ from lightning_gaudi.runtime import loading
 pytestmark = [
     *IGNORED_WARNINGS,
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # between LightningCLI and jsonargparse
 ]
 
 CONFIG = """
@@ -51,7 +52,10 @@ def run_cli(where: str, folder: Path) -> L.Trainer:
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(where=where))
     return LightningCLI(
-        Net, args=["fit", "--config", str(config)], save_config_callback=None
+        Net,
+        args=["fit", "--config", str(config)],
+        save_config_callback=None,
+        seed_everything_default=0,
     ).trainer
 
 
