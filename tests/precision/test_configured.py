@@ -20,7 +20,9 @@ from lightning_gaudi.runtime import loading
 pytestmark = [
     *IGNORED_WARNINGS,
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # between LightningCLI and jsonargparse
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning"
+    ),  # between LightningCLI and jsonargparse
 ]
 
 CONFIG = """

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import RunPython
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
@@ -240,3 +241,48 @@ def test_a_first_generation_card(precision: Any, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}"):
         HPUPrecision(precision)
     HPUPrecision("bf16-mixed")
+
+
+TWO_RANKS = """
+    import warnings
+    warnings.simplefilter("ignore")
+    import lightning as L, torch
+    import lightning_gaudi
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Net(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Linear(4, 1)
+
+        def training_step(self, batch, batch_idx):
+            is_bad = batch_idx == 1 and self.global_rank == 1
+            return self.network(batch[0]).float().square().mean() * (1e38 if is_bad else 0.01)
+
+        def on_train_batch_end(self, *args):
+            self.seen.append([p.detach().cpu().clone() for p in self.parameters()])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    torch.manual_seed(0)
+    net = Net()
+    net.seen = []
+    run = L.Trainer(accelerator="hpu", devices=2, precision="16-mixed", max_epochs=1, logger=False,
+                    enable_checkpointing=False, enable_progress_bar=False,
+                    use_distributed_sampler=False)
+    run.fit(net, DataLoader(TensorDataset(torch.randn(12, 4)), 4))
+    torch.save([net.seen, run.precision_plugin.scaler.get_scale()], f"rank{run.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_all_ranks_skip_a_step_that_overflows_on_one(run_python: RunPython, tmp_path: Path) -> None:
+    run_python(TWO_RANKS, LIGHTNING_GAUDI_EMULATOR_DEVICES="2")
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    torch.testing.assert_close(ranks[0], ranks[1], rtol=0, atol=0)
+    (first, second, third), scale = ranks[0]
+    assert scale == 2.0**15
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(second[0], third[0])
