@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_gaudi import emulator
-from lightning_gaudi.runtime import loading
+from lightning_gaudi.runtime import loading, step
 from lightning_gaudi.runtime.step import mark_step
 
 
@@ -24,6 +24,7 @@ def test_it_flushes_what_is_pending() -> None:
 def test_it_does_nothing_where_there_is_no_lazy_graph(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr(step, "_mark", None)  # as in a process where nobody has marked yet
     monkeypatch.setattr(loading, name, lambda: False)
     with emulator.record() as events:
         mark_step()
