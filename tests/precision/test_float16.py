@@ -258,7 +258,8 @@ TWO_RANKS = """
 
         def training_step(self, batch, batch_idx):
             is_bad = batch_idx == 1 and self.global_rank == 1
-            return self.network(batch[0]).float().square().mean() * (1e38 if is_bad else 0.01)
+            out = self.network(batch[0])
+            return nn.functional.mse_loss(out, torch.full_like(out, 6e4 if is_bad else 0.0))
 
         def on_train_batch_end(self, *args):
             self.seen.append([p.detach().cpu().clone() for p in self.parameters()])
