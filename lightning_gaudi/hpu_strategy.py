@@ -40,6 +40,7 @@ from lightning_gaudi.runtime import device as hpu
 from lightning_gaudi.runtime import loading
 from lightning_gaudi.runtime.loading import ExecutionMode
 from lightning_gaudi.step_boundary import StepBoundary
+from lightning_gaudi.termination import end_together
 
 # A checkpoint that is being written may take as long, when the process must end.
 _WRITE_S = 300.0
@@ -305,6 +306,8 @@ class HPUStrategy(Strategy):
         )
         if self._watch is not None:
             self._watch.member.begin()
+        assert self.lightning_module is not None
+        end_together(self.lightning_module.trainer, timeout)
 
     def _tell_ranks(self, error: BaseException | None) -> None:
         """Say why this rank fails, and add to the error whose fault it is."""
