@@ -41,7 +41,9 @@ class HPUPrecision(Precision):
             ``"16-mixed"`` and ``"16-true"`` are the same with float16; the former scales the loss
             and reads one value from the device every optimizer step, to skip those that overflow
             (see `HPUGradScaler`). ``"fp8"`` trains linear layers in 8 bits by the Transformer
-            Engine, under autocast to bfloat16. A first-generation Gaudi has no float16 and no fp8.
+            Engine, under autocast to bfloat16; `HPUGraphCallback` cannot capture its layers, whose
+            scales are no buffers, and inference in fp8 (Intel Neural Compressor) is not its
+            business. A first-generation Gaudi has no float16 and no fp8.
         lower_precision_ops: Names of the ops that autocast runs in its dtype, or the path of a file
             with one on each line. They take the place of `DEFAULT_LOWER_PRECISION_OPS`. The Gaudi
             software reads the lists when it loads, so make this object before. They then hold for

@@ -29,8 +29,8 @@ class HPUGradScaler(torch.amp.GradScaler):
 
     It steps, skips and changes its scale as ``torch.amp.GradScaler`` does, and their states can be
     exchanged. `step` reads one value from the device (whether all gradients are finite); nothing
-    else does. Where the loss's last op is one that autocast lowers (``mean``, ``mul``), its gradient
-    is float16, which 2**16 overflows: the first step is skipped then, and the scale halved.
+    else does. Where autocast lowers the loss's last op (``mean``, ``mul``), the loss's gradient is
+    float16, which 2**16 overflows: the first step is skipped then, and the scale halved.
 
     Args:
         init_scale: The first scale.

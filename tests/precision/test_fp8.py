@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from training import IGNORED_WARNINGS, Classifier, trainer
 
-from lightning_gaudi import HPUPrecision
-from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi import HPUGraphCallback, HPUPrecision
+from lightning_gaudi.errors import ConfigurationError, HostReadError
 from lightning_gaudi.runtime import device, transformer_engine
 
 pytestmark = IGNORED_WARNINGS
@@ -278,6 +278,23 @@ def test_a_second_run_keeps_the_scales(replace_layers: bool | None, engine: Any)
             assert list(states) == ["network.first", "network.second", "network.third"]
     predictions = run_with(plugin).predict(module, data())
     assert {p.dtype for p in predictions} == {torch.bfloat16}
+
+
+def test_graphs_are_refused_or_left_out(engine: Any) -> None:
+    """Scales are no buffers of a layer, so a graph would keep those of its first call."""
+
+    def run(*callbacks: HPUGraphCallback) -> Any:
+        module = seeded()
+        plugin = HPUPrecision("fp8", skip_layers=["*.head"])
+        runner = run_with(plugin, callbacks=list(callbacks))
+        runner.fit(module, data(), data())
+        return runner.predict(module, data())
+
+    with pytest.raises(HostReadError, match=r"uses a device tensor .* neither an argument nor a"):
+        run(HPUGraphCallback())
+    with pytest.warns(UserWarning, match="uses a device tensor"):
+        found = run(HPUGraphCallback(on_failure="eager"))
+    torch.testing.assert_close(found, run(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
