@@ -10,6 +10,9 @@ FSDP frees what it has gathered by resizing the storage to nothing. A storage do
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 from lightning_gaudi.emulator import transfer
 from lightning_gaudi.emulator.tensor import HPUTensor, block_of
 
+_OPTIMIZER = "torch.optim.optimizer"
 _plain_device: Any = Tensor.device
 _plain_storage = Tensor.untyped_storage
 _plain_resize: Any = torch.UntypedStorage.resize_
@@ -33,6 +37,11 @@ def attach_to_dtensor() -> None:
     """Give `DTensor` its device. Not at the start, since importing it takes a second."""
     from torch.distributed.tensor import DTensor
 
+    # PyTorch counts a backend from outside its tree, and DTensors, among those that it runs
+    # optimizers and clipping for by foreach kernels. Habana's device is inside it and not counted.
+    name = "_get_foreach_kernels_supported_devices"
+    for module in map(importlib.import_module, ("torch.utils._foreach_utils", _OPTIMIZER)):
+        setattr(module, name, _without_hpu(getattr(module, name)))
     dtensor: Any = DTensor
     dtensor.device = property(_device)
     dtensor.is_hpu = property(lambda self: type(self._local_tensor) is HPUTensor)
@@ -53,6 +62,14 @@ def _resize(self: Any, size: int) -> torch.UntypedStorage:
     if block is not None:
         block.resize(storage.nbytes())
     return storage
+
+
+def _without_hpu(plain_function: Callable[[], list[str]]) -> Callable[[], list[str]]:
+    @functools.wraps(plain_function)
+    def function() -> list[str]:
+        return [device for device in plain_function() if device != "hpu"]
+
+    return function
 
 
 def _device(self: Any) -> torch.device:

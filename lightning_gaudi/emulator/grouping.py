@@ -18,6 +18,11 @@ _Key = tuple[torch.device, torch.dtype]
 _Group = tuple[list[list[Any]], list[int]]
 
 
+def _is_ours(tensor: Any) -> bool:
+    """Whether a tensor is on the HPU: an `HPUTensor`, or a DTensor of them."""
+    return isinstance(tensor, HPUTensor) or getattr(tensor, "is_hpu", False)
+
+
 def attach() -> None:
     """Let emulated tensors be groups of their own."""
     plain = getattr(torch._C, _NAME)
@@ -25,11 +30,11 @@ def attach() -> None:
 
     def group(lists: list[list[Any]], with_indices: bool = False) -> dict[_Key, _Group]:
         groups: dict[_Key, _Group] = plain(lists, with_indices)
-        if not any(isinstance(tensor, HPUTensor) for tensor in lists[0]):
+        if not any(_is_ours(tensor) for tensor in lists[0]):
             return groups
         parted: dict[_Key, _Group] = {}
         for (device, dtype), (columns, indices) in groups.items():
-            are_ours = [isinstance(tensor, HPUTensor) for tensor in columns[0]]
+            are_ours = [_is_ours(tensor) for tensor in columns[0]]
             for is_ours in sorted(set(are_ours)):
                 rows = [row for row, ours in enumerate(are_ours) if ours == is_ours]
                 key = (hpu if is_ours else device, dtype)

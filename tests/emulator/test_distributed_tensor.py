@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from lightning_gaudi.emulator import hccl
+from lightning_gaudi import emulator
+from lightning_gaudi.emulator import accounting, hccl
 from lightning_gaudi.emulator.tensor import HPUTensor
 
 NBYTES = 16 * 4
@@ -62,6 +64,24 @@ def test_dtensor_of_the_host_stays_there(mesh: DeviceMesh) -> None:
     back = moved.to("hpu")
     assert back.device == torch.device("hpu", 0)
     assert type(back.to_local()) is HPUTensor
+
+
+def test_optimizers_and_clipping_take_no_foreach_kernels(mesh: DeviceMesh) -> None:
+    weight = nn.Parameter(distribute_tensor(torch.ones(4, 2, device="hpu"), mesh, [Shard(0)]))
+    optimizer = torch.optim.AdamW([weight], 0.1)
+    with emulator.record() as events:
+        for _ in range(4):
+            weight.grad = torch.ones_like(weight)
+            nn.utils.clip_grad_norm_([weight], 0.1)
+            optimizer.step()
+            accounting.flush("test")
+    kinds = [event.kind for event in events]
+    # A constant of the step, the correction of the moments, would make each a graph of its own;
+    # the first step also makes the moments.
+    assert kinds.count("compile") < kinds.count("flush") == 4
+    assert not {"d2h", "host_read"} & set(kinds)
+    with pytest.raises(RuntimeError, match="foreach=True was passed, but can't use the foreach"):
+        nn.utils.clip_grad_norm_([weight], 0.1, foreach=True)
 
 
 def test_dtensor_with_a_plain_tensor_is_refused_in_pytorchs_words(mesh: DeviceMesh) -> None:
