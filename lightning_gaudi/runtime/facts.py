@@ -167,6 +167,9 @@ def try_loading(limit_s: float, *, without_mode: bool = False) -> Loading:
         return Loading(seconds=limit_s, error=f"not loaded within {limit_s:g} s")
     finally:
         kill_python(process)
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
     seconds = round(time.perf_counter() - begin, 2)
     for line in output.splitlines():
         if line.startswith("lightning-gaudi:"):

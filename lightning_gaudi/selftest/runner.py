@@ -25,6 +25,7 @@ and ``reason``, ``traceback``, ``answer``, ``output`` where there are any."""
 _START_LIMIT_S = 180.0
 _VARIABLES = {"PT_HPU_ENABLE_CACHE_METRICS": "1"}
 _MOST_OUTPUT = 4000
+_READER_LIMIT_S = 5.0
 
 
 def choose(*, mode: str, quick: bool, names: Iterable[str] = ()) -> list[tuple[Check, str]]:
@@ -107,7 +108,8 @@ def _run_batch(
         variables=_VARIABLES,
     )
     lines: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=_read, args=(process, lines), daemon=True).start()
+    reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
+    reader.start()
     output: list[str] = []
     try:
         for number, check in enumerate(batch):
@@ -125,12 +127,14 @@ def _run_batch(
         return len(batch)
     finally:
         kill_python(process)
+        reader.join(_READER_LIMIT_S)
 
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.put(line)
+    with process.stdout as stream:
+        for line in stream:
+            lines.put(line)
     lines.put(None)
 
 
