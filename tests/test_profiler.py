@@ -165,6 +165,27 @@ def test_a_run_that_fails_writes_what_was_seen(callbacks: list[Any], tmp_path: P
     assert len(profiler.traces) == 2
 
 
+def test_a_run_that_fails_on_the_cpu_is_told_by_a_callback_s_hook(tmp_path: Path) -> None:
+    profiler = HPUProfiler(tmp_path, **ALL)
+    with pytest.raises(ValueError, match="mine"):
+        trainer("cpu", profiler=profiler, callbacks=[HPUGraphCallback(stages="fit")]).predict(
+            Failing(mlp()), features()
+        )
+    count = counted(ranges_in(profiler.traces[0]))
+    assert count["[Strategy]SingleDeviceStrategy.predict_step"] == 4
+
+
+def test_a_run_whose_end_nobody_told_is_ended_by_the_next(tmp_path: Path) -> None:
+    profiler = HPUProfiler(tmp_path, **ALL)
+    profiler.setup("predict")
+    with profiler.profile("mine"):
+        torch.ones(1)
+    profiler.setup("test")
+    profiler.teardown("test")
+    assert [path.name.partition("-")[0] for path in profiler.traces] == ["predict", "test"]
+    assert counted(ranges_in(profiler.traces[0]))["mine"] == 1
+
+
 def test_the_logger_s_folder_is_the_default(tmp_path: Path) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
