@@ -137,8 +137,8 @@ def check_processes(environment: ClusterEnvironment, *, num_devices: int, num_no
                 f"devices={num_devices} and num_nodes={num_nodes} ask for "
                 f"{num_devices * num_nodes} processes, {num_devices} a machine, which does not "
                 f"match the world size ({process.world_size}) of {launcher}, with "
-                f"{process.local_size} on this machine. Use Trainer(devices={process.local_size}, "
-                f"num_nodes={process.num_nodes}), or start it with {option}."
+                f"{process.local_size} on this machine. Use devices={process.local_size} and "
+                f"num_nodes={process.num_nodes}, or start it with {option}."
             )
         return
     environment.validate_settings(num_devices=num_devices, num_nodes=num_nodes)

@@ -67,7 +67,7 @@ def test_torchrun_with_another_number_of_processes(
     monkeypatch.setenv("LIGHTNING_GAUDI_EMULATOR_DEVICES", "2")
     remedy = (
         r" which does not match the world size \(4\) of torchrun, with 2 on this machine. Use "
-        r"Trainer\(devices=2, num_nodes=2\), or start it with torchrun --nnodes="
+        r"devices=2 and num_nodes=2, or start it with torchrun --nnodes="
     )
     with pytest.raises(ConfigurationError, match=found + "," + remedy):
         trainer(**settings)

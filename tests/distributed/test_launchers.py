@@ -221,7 +221,7 @@ def test_torchrun_ends_all_where_one_cannot_start(tmp_path: Path) -> None:
     code, _, err = finish(start_script(tmp_path, SCRIPT, str(tmp_path), "1", launcher=torchrun))
     assert code == 1
     assert "does not match the world size (2) of torchrun, with 2 on this machine" in err
-    assert "Use Trainer(devices=2, num_nodes=1)" in err
+    assert "Use devices=2 and num_nodes=1" in err
 
 
 START_METHODS = textwrap.dedent(

@@ -245,20 +245,23 @@ def test_a_failed_start_ends_the_processes_it_began(monkeypatch: pytest.MonkeyPa
     assert child.wait(timeout=30) == -signal.SIGKILL
 
 
-def test_processes_for_one_device_do_not_train_each_for_itself(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("devices", [1, 2])
+def test_more_processes_than_devices_do_not_train_each_for_itself(
+    monkeypatch: pytest.MonkeyPatch, devices: int
 ) -> None:
     for name, value in {
+        "LIGHTNING_GAUDI_EMULATOR_DEVICES": "4",
         "TORCHELASTIC_RUN_ID": "1",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "4",
         "RANK": "0",
         "LOCAL_RANK": "0",
         "GROUP_RANK": "0",
     }.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"devices=1"):
-        Fabric(accelerator="hpu", devices=1)
+    expected = rf"devices={devices} .* not match the world size \(4\) of torchrun, .* Use devices=4"
+    with pytest.raises(ConfigurationError, match=expected):
+        Fabric(accelerator="hpu", devices=devices)
 
 
 def test_registering_again_changes_nothing() -> None:
