@@ -20,7 +20,7 @@ class HPUAccelerator(Accelerator):
     """Intel Gaudi, by the registry name ``"hpu"``.
 
     Use it by name, ``Trainer(accelerator="hpu")``, or as an instance; either way the strategy is
-    `GaudiStrategy`. Nothing here loads the Gaudi software, which would fix the execution mode:
+    `GaudiStrategy`, and in Fabric ``GaudiFabricStrategy``. Nothing here loads the Gaudi software, which would fix the execution mode:
     that is the strategy's to do.
 
     Raises:

@@ -46,6 +46,11 @@ class GaudiFabricStrategy(DDPStrategy):
     would otherwise become one graph. ``fabric.clip_gradients(max_norm=...)`` reads the norm on the
     host unless it is given ``error_if_nonfinite=False``.
 
+    A script names accelerator and strategy itself, or leaves them to the environment variables
+    ``LT_ACCELERATOR=hpu`` and ``LT_STRATEGY=gaudi``. Fabric's own command (``fabric run``) starts
+    both kinds with ``--devices``; its options ``--accelerator`` and ``--strategy`` accept only
+    Lightning's own names.
+
     Evaluation by HPU-graph replay::
 
         model = fabric.setup_module(model).eval()
