@@ -12,11 +12,12 @@ from typing import Any
 
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.constants import default_pg_timeout
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from lightning_gaudi import processes
 from lightning_gaudi.cluster import check_processes
@@ -82,29 +83,36 @@ class GaudiStrategy(HPUStrategy, DDPStrategy):
         ddp = processes.DDP_DEFAULTS | ddp
         super().__init__(process_group_backend=process_group_backend, timeout=timeout, **ddp)
 
+    # Not Self: LightningCLI takes a class_path by the class that its annotation names.
     @classmethod
     def from_gaudi_config(
-        cls, config: Mapping[str, Any] | str | os.PathLike[str], **settings: Any
-    ) -> Self:
+        cls,
+        config: Mapping[str, Any] | str | os.PathLike[str],
+        *,
+        precision_plugin: Precision | None = None,
+        **settings: Any,
+    ) -> GaudiStrategy:
         """Make a strategy that does what a ``gaudi_config.json`` of optimum-habana says.
 
         ``use_torch_autocast`` makes the run's precision ``"bf16-mixed"``. Autocast's op lists hold
         for the process, so the software must not be loaded yet. ``use_fused_adam`` runs a module's
         `torch.optim.AdamW` (or `Adam` without weight decay) as `FusedAdamW`, and
         ``use_fused_clip_norm`` clips by norm with `FusedClipNorm`. ``use_dynamic_shapes`` turns
-        that on in the bridge.
+        that on in the bridge. In YAML it is a ``class_path`` of its own:
+        ``lightning_gaudi.GaudiStrategy.from_gaudi_config``, with ``settings`` in ``dict_kwargs``.
 
         Args:
             config: A dict with settings, the path of a JSON file, or of a folder with a
                 ``gaudi_config.json``. Nothing is downloaded.
-            settings: Arguments of the strategy.
+            precision_plugin: The precision, where the configuration does not say it.
+            settings: Further arguments of the strategy.
 
         Raises:
             ConfigurationError: The configuration cannot be read, or contradicts the arguments.
             ExecutionModeError: The software is loaded, in another mode or with other op lists.
         """
         found = GaudiConfig.read(config)
-        plugin = found.precision_plugin(settings.pop("precision_plugin", None))
+        plugin = found.precision_plugin(precision_plugin)
         strategy = cls(precision_plugin=plugin, **settings)
         strategy.gaudi_config = found
         return strategy

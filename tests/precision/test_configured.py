@@ -16,6 +16,7 @@ from training import IGNORED_WARNINGS, Classifier, features, mlp
 from lightning_gaudi import GaudiStrategy, HPUPrecision
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.runtime import loading
+from lightning_gaudi.runtime.optimizers import is_fused_adamw
 
 pytestmark = [
     *IGNORED_WARNINGS,
@@ -38,6 +39,12 @@ trainer:
 AS_PLUGIN = """plugins:
   - class_path: lightning_gaudi.HPUPrecision
     init_args: {settings}"""
+
+
+FROM_A_FILE = """strategy:
+    class_path: lightning_gaudi.GaudiStrategy.from_gaudi_config
+    init_args: {{config: {config}}}
+    dict_kwargs: {{mode: lazy}}"""
 
 
 class Net(Classifier):
@@ -86,6 +93,15 @@ def test_op_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         )
     ]
     assert lists == [["linear", "gelu"], ["softmax", "exp"]]
+
+
+def test_a_gaudi_config(tmp_path: Path) -> None:
+    path = tmp_path / "gaudi_config.json"
+    path.write_text('{"use_torch_autocast": true, "use_fused_adam": true}')
+    run = run_cli(FROM_A_FILE.format(config=path), tmp_path)
+    assert type(run.strategy) is GaudiStrategy
+    assert run.precision_plugin.precision == "bf16-mixed"
+    assert is_fused_adamw(run.optimizers[0])
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-true"])
