@@ -20,8 +20,8 @@ class HPUAccelerator(Accelerator):
     """Intel Gaudi, by the registry name ``"hpu"``.
 
     Use it by name, ``Trainer(accelerator="hpu")``, or as an instance; either way the strategy is
-    `GaudiStrategy`, and in Fabric ``GaudiFabricStrategy``. Nothing here loads the Gaudi software, which would fix the execution mode:
-    that is the strategy's to do.
+    `GaudiStrategy`, and in Fabric ``GaudiFabricStrategy``. Nothing here loads the Gaudi software,
+    which would fix the execution mode: that is the strategy's to do.
 
     Raises:
         GaudiNotAvailableError: There is no Gaudi software or no card, and the emulated HPU was not
