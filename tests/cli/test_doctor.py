@@ -75,6 +75,7 @@ def test_here_without_the_emulator_there_is_no_hpu(tmp_path):
     assert document["facts"]["installed"]["torch_file"].endswith("torch")
 
 
+@pytest.mark.slow
 def test_here_with_the_emulator_all_is_well(tmp_path):
     code, document = doctor(tmp_path, LIGHTNING_GAUDI_EMULATOR="1", PT_HPU_LAZY_MODE="1")
     assert (code, document["is_usable"]) == (0, True)
@@ -82,6 +83,7 @@ def test_here_with_the_emulator_all_is_well(tmp_path):
     assert document["facts"]["loading"]["num_cards"] == 1
 
 
+@pytest.mark.slow
 def test_planted_packages_and_variables(tmp_path):
     add_software(tmp_path)
     for name, version in {
@@ -135,6 +137,7 @@ def test_the_mode_that_the_software_came_up_in(tmp_path):
     assert document["facts"]["loading"]["num_cards"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "message"),
     [

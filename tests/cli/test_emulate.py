@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -243,6 +244,15 @@ def test_a_module_and_what_it_finds_beside_it(
         assert run(code, "-x", is_module=is_module) == 0
         assert capsys.readouterr().out.startswith("__main__ beside ['-x']\n")
         sys.modules.pop("beside_emulated")
+
+
+def test_the_monitor_can_be_sent_to_other_processes(run: Run) -> None:
+    """As Lightning does with ``strategy="ddp_spawn"``; what it has seen goes along."""
+    assert run("import torch\ntorch.ones(3, device='hpu').add(1).cpu()") == 0
+    watch = script_monitor._watch
+    assert watch is not None
+    sent = pickle.loads(pickle.dumps(watch.monitor))
+    assert sent.facts["total"]["compilations"] == watch.monitor.facts["total"]["compilations"] == 1
 
 
 def test_outside_of_emulate_no_callback_joins_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ cli = importlib.import_module("lightning_gaudi.cli.main")
 run_command = importlib.import_module("lightning_gaudi.cli.run")
 trainer_commands = importlib.import_module("lightning_gaudi.cli.trainer")
 
-COMMAND = [sys.executable, "-W", "ignore", "-m", "lightning_gaudi.cli"]
+COMMAND = [sys.executable, "-W", "ignore", "-m", "lightning_gaudi_autoload.command"]
 
 
 def environment(**changes: str | None) -> dict[str, str]:
@@ -145,7 +145,7 @@ def test_a_wrong_mode_names_the_command_that_was_given(monkeypatch: pytest.Monke
             ["trian"],
             "error: there is no command 'trian'. Did you mean 'fit'?\nThe commands are: run, ",
         ),
-        (["xyzzy"], "error: there is no command 'xyzzy'.\nThe commands are: run, fit, "),
+        (["xyzzy"], "error: there is no command 'xyzzy'.\nThe commands are: run, emulate, "),
         (["train"], "error: there is no command 'train'. Did you mean 'fit'?\n"),
         (["predct"], "error: there is no command 'predct'. Did you mean 'predict'?\n"),
     ],
@@ -168,9 +168,11 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for command in ("run", "fit", "validate", "test", "predict"):
+    for command in (command.name for command in cli.COMMANDS):
         assert re.search(rf"^    {command} +\w", text, re.MULTILINE), command
     assert "--mode {lazy,eager}" in text
+    assert re.search(r"^    3    emulate: more compilations", text, re.MULTILINE)
+    assert max(len(line) for line in text.splitlines()) <= 100
 
     with pytest.raises(SystemExit) as caught:
         main([])

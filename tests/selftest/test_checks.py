@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from lightning_gaudi.runtime import capture
+from lightning_gaudi.selftest import basics, worker
 from lightning_gaudi.selftest.catalogue import CATALOGUE
 from lightning_gaudi.selftest.checking import SkippedError, expect_close
 
 # Another process each, or as long as one; the whole run below has them.
-SLOW = ("two_cards", "default_mode", "times")
+SLOW = ("two_cards", "default_mode")
 CHECKS = {check.name: check for check in CATALOGUE}
 
 pytestmark = [
@@ -95,6 +96,8 @@ def test_questions_have_the_emulators_answers():
     adamw = run("fused_adamw")[1]
     assert adamw["eps=1e-12, weight_decay=0.1"] < 1e-5 < adamw["eps=1e-06, weight_decay=0.1"] < 1e-2
     assert run("statistics")[1]["memory_stats"]["Limit"] > 0
+    assert run("addresses_of_outputs")[1]["asked"] == 3
+    assert all(value > 0 for value in run("times")[1].values())
 
 
 @pytest.mark.parametrize("name", ["capture_in_a_capture", "replay_in_a_capture"])
@@ -108,6 +111,24 @@ def test_misuse_raises_here_and_leaves_the_device_usable(name):
 def test_two_cards_are_skipped_where_there_is_one():
     with pytest.raises(SkippedError, match="it needs 2 cards, and there is 1"):
         run("two_cards")
+
+
+def test_the_worker_says_what_came_of_each(monkeypatch, capsys):
+    monkeypatch.setattr(worker.gc, "freeze", lambda: None)
+    monkeypatch.setattr(basics, "seeds", lambda figures: figures[0])
+    worker.main(["copies", "mark_step_result", "seeds", "two_cards"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(worker.MARK)]
+    said = [json.loads(line.removeprefix(worker.MARK)) for line in lines]
+    names = ["copies", "mark_step_result", "seeds", "two_cards"]
+    assert [message["begin"] for message in said[::2]] == names
+    ends = [message["end"] for message in said[1::2]]
+    assert [end["name"] for end in ends] == names
+    assert [end["status"] for end in ends] == ["passed", "answered", "failed", "skipped"]
+    assert ends[1]["answer"] == "None"
+    assert ends[2]["reason"] == "KeyError: 0"
+    assert "Traceback" in ends[2]["traceback"]
+    assert ends[3]["reason"] == "it needs 2 cards, and there is 1"
+    assert all(end["seconds"] >= 0 for end in ends)
 
 
 # --- a check can fail -----------------------------------------------------------------------------

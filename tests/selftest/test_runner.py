@@ -117,6 +117,7 @@ def test_a_process_that_ends_takes_no_other_check_with_it(worker):
     assert results[3]["answer"] == "the process ended by signal 6"
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_killed_with_what_it_started(worker):
     results, _ = worker("hang", "b")
     assert [result["status"] for result in results] == ["failed", "passed"]
