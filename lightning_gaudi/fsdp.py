@@ -191,11 +191,12 @@ class GaudiFSDPStrategy(HPUStrategy, ShardedCheckpoints):
             ConfigurationError: The module cannot be sharded as asked, or the precision or an
                 optimizer cannot be used with sharded parameters.
         """
-        if self.has_one_device:
-            Strategy.setup(self, trainer)
-            return
         assert self.accelerator is not None
         assert self.lightning_module is not None
+        if self.has_one_device:
+            modules.materialize(self.lightning_module, self.root_device)
+            Strategy.setup(self, trainer)
+            return
         self.accelerator.setup(trainer)
         self._check_precision()
         # In inference mode what the first forward gathers could never be trained.
@@ -284,7 +285,8 @@ class GaudiFSDPStrategy(HPUStrategy, ShardedCheckpoints):
     @override
     def teardown(self) -> None:
         """End the run. A module that is sharded stays so, on the cards."""
-        if self.has_one_device:
+        # What never got memory cannot move to the CPU, and would hide why the run ended.
+        if self.has_one_device and not modules.is_meta(self.lightning_module):
             Strategy.teardown(self)
             return
         super().teardown()

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -109,7 +110,8 @@ def make_optimizer(
 
     Args:
         model: The model.
-        name: ``"adamw"``, ``"fused-adamw"``, or ``"auto"``: the latter on an HPU.
+        name: ``"adamw"``, ``"fused-adamw"``, or ``"auto"``: the latter on an HPU, unless
+            parameters are sharded.
         on_hpu: Whether the run is on an HPU.
         learning_rate: The highest learning rate.
         weight_decay: For what is neither norm nor bias.
@@ -117,7 +119,8 @@ def make_optimizer(
         eps: What is added to the denominator.
 
     Raises:
-        ConfigurationError: There is nothing to train, or the optimizer needs an HPU.
+        ConfigurationError: There is nothing to train, or the optimizer needs an HPU and parameters
+            that are not sharded.
     """
     groups = parameter_groups(model, weight_decay)
     if not groups:
@@ -130,7 +133,13 @@ def make_optimizer(
             "optimizer='fused-adamw' is the Gaudi software's and needs an HPU. Use "
             "optimizer='auto', which takes it on an HPU and torch.optim.AdamW elsewhere."
         )
-    if name != "adamw" and on_hpu:
+    is_sharded = any(isinstance(p, DTensor) for group in groups for p in group["params"])
+    if name == "fused-adamw" and is_sharded:
+        raise ConfigurationError(
+            "optimizer='fused-adamw' is a kernel that does not know sharded parameters. Use "
+            "optimizer='auto', which takes torch.optim.AdamW for them."
+        )
+    if name != "adamw" and on_hpu and not is_sharded:
         return optimizers.fused_adamw(groups, **settings)
     # Not by foreach: there a new learning rate is a new constant, and compiles a graph.
     return torch.optim.AdamW(groups, foreach=False, **settings)

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gaudi.errors import ConfigurationError
+from lightning_gaudi.sharding.states import place
 
 _CHECKPOINTED = "_lightning_gaudi_checkpointed"
 
@@ -122,18 +123,24 @@ def move_buffers(root: nn.Module, device: torch.device) -> None:
             setattr(module, name, moved[id(buffer)])
 
 
+def is_meta(root: nn.Module | None) -> bool:
+    """Whether a part of a module is on the "meta" device still."""
+    return root is not None and any(t.is_meta for t in (*root.parameters(), *root.buffers()))
+
+
 def materialize(root: nn.Module, device: torch.device) -> None:
     """Give parameters and buffers on the "meta" device memory and values, in place.
 
-    The values come from each module's own ``reset_parameters``. Parameters that are sharded get
-    the memory of this process's part, so that no process ever holds the whole module.
+    The values come from each module's own ``reset_parameters``. It sees whole parameters, one
+    module's at a time, of which a sharded one keeps this process's part: random numbers for a
+    DTensor need a generator that can skip, which the HPU's cannot in all releases.
 
     Raises:
         ConfigurationError: A module that needs it has no ``reset_parameters``.
     """
     for path, module in list(root.named_modules()):
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if not any(tensor.is_meta for tensor in own):
+        parameters = dict(module.named_parameters(recurse=False))
+        if not any(t.is_meta for t in (*parameters.values(), *module.buffers(recurse=False))):
             continue
         reset = getattr(module, "reset_parameters", None)
         if not callable(reset):
@@ -143,7 +150,20 @@ def materialize(root: nn.Module, device: torch.device) -> None:
                 "first values. Add one, or make the module on the CPU."
             )
         module.to_empty(device=device, recurse=False)
+        sharded = {
+            name: parameter
+            for name, parameter in module.named_parameters(recurse=False)
+            if isinstance(parameter, DTensor)
+        }
+        for name, parameter in sharded.items():
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            module.register_parameter(name, nn.Parameter(whole, parameter.requires_grad))
         reset()
+        for name, parameter in sharded.items():
+            with torch.no_grad():
+                part = place(getattr(module, name).detach(), parameter)
+                parameter.to_local().copy_(part.to_local())
+            module.register_parameter(name, parameter)
 
 
 def checkpoint_activations(modules: Iterable[nn.Module]) -> None:

@@ -133,7 +133,7 @@ def test_refusals(tmp_path: Path) -> None:
             "empty": "Classifier has no parameters, so there is nothing to shard",
             "half": "sharded a part of Classifier, but not 'network.2.weight': its gradients would",
             "by hand": "'scale' is in none of network: it would not be whole when they need it",
-            "peeking": "A sharded parameter was used where it is in parts. It is whole in the steps",
+            "peeking": "A sharded parameter was used where it is in parts. It is whole in the",
         }.items():
             assert words in found[name], found[name]
 
