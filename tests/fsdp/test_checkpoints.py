@@ -19,7 +19,7 @@ from training import Classifier, mlp
 from lightning_gaudi import GaudiFSDPStrategy
 from lightning_gaudi.errors import ConfigurationError
 from lightning_gaudi.modules.optimization import parameter_groups
-from lightning_gaudi.sharding import folders
+from lightning_gaudi.sharding import folders, states
 
 pytestmark = [
     *training.IGNORED_WARNINGS,
@@ -265,6 +265,24 @@ def test_a_file_that_cannot_be_written_leaves_the_folder(tmp_path: Path) -> None
         path.touch()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
     assert path.is_file()
+
+
+def test_gathered_tensors_are_copies_and_stay_tied() -> None:
+    weight, other = torch.ones(2, requires_grad=True), torch.ones(2, device="hpu")
+    state = {"a": weight, "b": [weight, (other,)], "step": 3, "c": torch.ones(2)}
+    found = states.Gatherer(is_kept=True)(state)
+    assert found["a"] is found["b"][0]
+    assert found["a"].data_ptr() != weight.data_ptr()
+    assert not found["a"].requires_grad
+    assert found["b"][1][0].device.type == "cpu"
+    assert found["step"] == 3
+    assert_same(found["c"], torch.ones(2))
+    assert states.Gatherer(is_kept=False)(state) == {
+        "a": None,
+        "b": [None, (None,)],
+        "step": 3,
+        "c": None,
+    }
 
 
 def test_storage_options_are_refused(tmp_path: Path) -> None:
