@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from snippets import as_script, snippets
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -79,11 +80,9 @@ def test_docstrings_are_real_distinct_and_in_a_fixed_order(monkeypatch):
 
 
 def test_readme_snippets_run(run_python):
-    text = (ROOT / "README.md").read_text()
-    snippets = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 4
+    assert len(snippets("README.md")) == 4
     result = run_python(
-        "\n".join(snippets)
+        as_script("README.md")
         + """
 from lightning_gaudi.testing import hpu_budget
 
