@@ -188,8 +188,7 @@ class HPUStrategy(Strategy):
         self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Run the backward, then break the lazy graph."""
-        if self._watch is not None:
-            self._watch.member.progress += 1
+        self._count_step(is_backward=True)
         loss = super().backward(closure_loss, optimizer, *args, **kwargs)
         self.step_boundary.after_backward()
         return loss
@@ -210,6 +209,7 @@ class HPUStrategy(Strategy):
     @override
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run a validation step, then break the lazy graph."""
+        self._count_step()
         output = super().validation_step(*args, **kwargs)
         self.step_boundary.after_evaluation_step()
         return output
@@ -217,6 +217,7 @@ class HPUStrategy(Strategy):
     @override
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run a test step, then break the lazy graph."""
+        self._count_step()
         output = super().test_step(*args, **kwargs)
         self.step_boundary.after_evaluation_step()
         return output
@@ -224,6 +225,7 @@ class HPUStrategy(Strategy):
     @override
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run a predict step, then break the lazy graph."""
+        self._count_step()
         output = super().predict_step(*args, **kwargs)
         self.step_boundary.after_evaluation_step()
         return output
@@ -308,6 +310,12 @@ class HPUStrategy(Strategy):
             self._watch.member.begin()
         assert self.lightning_module is not None
         end_together(self.lightning_module.trainer, timeout)
+
+    def _count_step(self, *, is_backward: bool = False) -> None:
+        """Let the others know, now and then, that this rank goes on."""
+        if self._watch is not None:
+            self._watch.member.steps += 1
+            self._watch.member.progress += is_backward
 
     def _tell_ranks(self, error: BaseException | None) -> None:
         """Say why this rank fails, and add to the error whose fault it is."""

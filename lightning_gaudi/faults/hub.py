@@ -24,9 +24,10 @@ class _Member:
     Attributes:
         run: The last run that it has begun, counted from 1.
         done: The last run that it has ended.
-        progress: Backward passes so far.
+        progress: Backward passes in this run.
+        steps: Those, and steps of an evaluation.
         heard: When it last said something.
-        moved: When its progress last changed.
+        moved: When the number of its steps last changed.
     """
 
     line: Line
@@ -36,6 +37,7 @@ class _Member:
     run: int = 0
     done: int = 0
     progress: int = 0
+    steps: int = 0
     heard: float = 0.0
     moved: float = 0.0
     has_failed: bool = False
@@ -159,9 +161,10 @@ class Hub:
     def _note(self, member: _Member, message: Message) -> None:
         now = time.monotonic()
         member.heard = now
-        progress = message.get("progress", member.progress)
-        if progress != member.progress:
-            member.progress, member.moved = progress, now
+        member.progress = message.get("progress", member.progress)
+        steps = message.get("steps", member.steps)
+        if steps != member.steps:
+            member.steps, member.moved = steps, now
         if "run" in message:
             member.run, member.moved = message["run"], now
             for other in self._members.values():

@@ -36,7 +36,8 @@ class Member:
         before_exit: Called before the process is ended, to finish what must not be cut off.
 
     Attributes:
-        progress: Backward passes so far; the strategy counts.
+        progress: Backward passes in this run, as the strategy counts them.
+        steps: Those, and steps of an evaluation.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Member:
         beat_s: float,
         before_exit: Callable[[], object],
     ) -> None:
-        self.progress = 0
+        self.progress = self.steps = 0
         self.verdict: Fault | None = None
         self._line = line
         self._rank = rank
@@ -74,10 +75,11 @@ class Member:
     def begin(self) -> None:
         """A run begins, which all ranks take part in."""
         self._run += 1
+        self.progress = self.steps = 0
         self._is_running = True
         self._has_raised.clear()
         self._has_ended.clear()
-        self._line.send({"run": self._run, "progress": self.progress})
+        self._line.send({"run": self._run, "progress": 0, "steps": 0})
 
     def fail(self, error: BaseException) -> str:
         """The run has failed here; tell the others, and find out whether it is this rank's fault.
@@ -145,7 +147,7 @@ class Member:
                 self._judge(self._main_fault(f"is {silence(now - heard)}"))
             if now - last_beat >= self._beat_s:
                 last_beat = now
-                self._line.send({"progress": self.progress})
+                self._line.send({"progress": self.progress, "steps": self.steps})
         selector.close()
         if self.verdict is not None:
             self._end_process()
