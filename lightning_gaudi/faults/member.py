@@ -91,14 +91,17 @@ class Member:
             What to add to the error: whose fault it is, or what else is known. Empty where there is
             nothing to say.
         """
+        reason = reason_of_exception(error)
         if self._told is not error:
             self._told = error
             self._has_raised.set()
-            self._line.send({"failed": reason_of_exception(error)})
+            self._line.send({"failed": reason})
             self._has_verdict.wait(_VERDICT_S)
         verdict = self.verdict
         if verdict is None or (verdict.rank == self._rank and not verdict.besides):
             return ""
+        if verdict.rank != self._rank and verdict.why == f"failed: {reason}":
+            return ""  # all ranks have raised the same
         if verdict.rank == self._rank:
             return f"Besides, {verdict.besides}."
         return f"The run has ended because {verdict}"

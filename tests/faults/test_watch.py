@@ -288,6 +288,16 @@ def test_another_ranks_fault_is_added_to_the_error(start: Start, exits: list[int
     assert str(error) == f"Connection closed by peer\n{text}"
 
 
+def test_an_error_that_all_raise_is_nobodys(start: Start, exits: list[int]) -> None:
+    hub, (first,) = start(1)
+    member, _ = join(hub)
+    member.begin()
+    first.says(failed="ValueError: a bad setting")
+    wait(lambda: member.verdict)
+    assert member.fail(ValueError("a bad setting")) == ""
+    member.end()
+
+
 @pytest.mark.parametrize("is_done", [True, False])
 def test_the_main_rank_goes(is_done: bool, exits: list[int]) -> None:
     server = socket.create_server(("localhost", 0))
