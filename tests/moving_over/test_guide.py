@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -111,6 +112,14 @@ def test_the_table_of_names() -> None:
     assert named == kept | (
         lightning_gaudi.moving_over.NAMES.keys() - {"HPUDeepSpeedPrecisionPlugin"}
     )
+
+
+def test_the_arguments_of_the_profiler() -> None:
+    (row,) = [row for row in NAMES if "HPUProfiler" in row.code(0)]
+    by_shapes, record_shapes, by_key, sort_by, *left_out = row.code(2)
+    taken = inspect.signature(lightning_gaudi.HPUProfiler).parameters
+    assert {record_shapes, sort_by} <= taken.keys()
+    assert not {by_shapes, by_key, *left_out} & taken.keys()
 
 
 class Module(Classifier):
