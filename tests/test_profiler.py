@@ -73,6 +73,11 @@ def test_a_whole_run_against_the_record(stage: str, tmp_path: Path) -> None:
     steps = [each for each in found if each.name == STEP[stage]]
     for replay in (each for each in found if each.name == "replay"):
         assert sum(step.holds(replay) for step in steps) == 1
+    # Fetching ends where there is no batch left, which Lightning does not say.
+    fetches = [each for each in found if each.name.endswith("_next")]
+    hooks = [each for each in found if each.name.startswith("[Strategy]")]
+    assert len(fetches) >= 6
+    assert not any(fetch.holds(hook) for fetch in fetches for hook in hooks)
     # A flush is inside what caused it: a mark step, a capture, a replay, or an op.
     flushes = [each for each in found if each.name == "flush"]
     causes = Counter(event.cause for event in events if event.kind == "flush")
