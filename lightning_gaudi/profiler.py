@@ -48,7 +48,8 @@ class HPUProfiler(Profiler):
 
     Steps are those of the run's own stage: training batches in a fit, with the validation that
     runs between them. A step begins where its batch is fetched; what runs before the first step
-    belongs to that, what runs after the last one to the last. By default one step passes, in which
+    belongs to that, what runs after the last one to the last. Of a dataset without a length
+    Lightning fetches a batch ahead, so its steps count one too many. By default one step passes, in which
     graphs are compiled and captured, one warms the profiler up, and three are recorded.
 
     Each recorded window is a file ``fit-hpu.1.pt.trace.json``, and the tables are in
@@ -168,8 +169,6 @@ class HPUProfiler(Profiler):
         if action_name.endswith(".on_exception"):
             self.describe()  # Lightning describes no run that has failed
             return
-        for name in [name for name in self._open if name.endswith("_next")]:
-            self.stop(name)  # of a fetch that found no batch: Lightning does not stop it
         if action_name.endswith(self._fetch):
             self._next_step()
         # An epoch would lie across the windows' ends.

@@ -73,7 +73,7 @@ def test_a_whole_run_against_the_record(stage: str, tmp_path: Path) -> None:
     steps = [each for each in found if each.name == STEP[stage]]
     for replay in (each for each in found if each.name == "replay"):
         assert sum(step.holds(replay) for step in steps) == 1
-    # Fetching ends where there is no batch left, which Lightning does not say.
+    # Fetching ends before anything else begins.
     fetches = [each for each in found if each.name.endswith("_next")]
     hooks = [each for each in found if each.name.startswith("[Strategy]")]
     assert len(fetches) >= 6
