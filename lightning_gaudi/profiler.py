@@ -49,8 +49,8 @@ class HPUProfiler(Profiler):
     Steps are those of the run's own stage: training batches in a fit, with the validation that
     runs between them. A step begins where its batch is fetched; what runs before the first step
     belongs to that, what runs after the last one to the last. Of a dataset without a length
-    Lightning fetches a batch ahead, so its steps count one too many. By default one step passes, in which
-    graphs are compiled and captured, one warms the profiler up, and three are recorded.
+    Lightning fetches a batch ahead, so its steps count one too many. By default one step passes,
+    in which graphs are compiled and captured, one warms the profiler up, and three are recorded.
 
     Each recorded window is a file ``fit-hpu.1.pt.trace.json``, and the tables are in
     ``fit-hpu.txt``; on several cards the rank is part of the names. A trace that is there already
