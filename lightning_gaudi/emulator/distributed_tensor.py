@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -52,13 +53,15 @@ def attach_to_dtensor() -> None:
 
 def _untyped_storage(self: HPUTensor) -> torch.UntypedStorage:
     storage: Any = _plain_storage(self)
-    storage._block = block_of(self)
+    # Weak: what was asked for its storage once must not stay in the books for that.
+    storage._block = weakref.ref(block_of(self))
     return storage  # type: ignore[no-any-return]
 
 
 def _resize(self: Any, size: int) -> torch.UntypedStorage:
     storage: torch.UntypedStorage = _plain_resize(self, size)
-    block = getattr(self, "_block", None)
+    reference = getattr(self, "_block", None)
+    block = None if reference is None else reference()
     if block is not None:
         block.resize(storage.nbytes())
     return storage
