@@ -26,6 +26,7 @@ CONFIG = f"""
 strict = true
 # That torch has fewer annotations.
 disallow_untyped_calls = false
+warn_return_any = false
 warn_unused_ignores = false
 exclude = lightning_gaudi/emulator/
 mypy_path = {SOURCES}
@@ -33,6 +34,7 @@ mypy_path = {SOURCES}
 [mypy-torch.*]
 follow_imports = silent
 ignore_errors = true
+implicit_reexport = true
 
 [mypy-habana_frameworks.*]
 ignore_missing_imports = true

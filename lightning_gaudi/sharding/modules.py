@@ -68,8 +68,9 @@ def sum_gradients(root: nn.Module, world_size: int) -> int:
     for module in root.modules():
         if not isinstance(module, FSDPModule):
             continue
-        if hasattr(module, "set_force_sum_reduction_for_comms"):
-            module.set_force_sum_reduction_for_comms(True)
+        force_sum: Any = getattr(module, "set_force_sum_reduction_for_comms", None)
+        if force_sum is not None:
+            force_sum(True)
             divisors.add(1)
             continue
         # Releases before that method (2.6, 2.7) have no public way to a sum. What a group holds
