@@ -118,6 +118,9 @@ def _work(path: Path, function: Callable[..., Any], args: Any, variables: dict[s
     for name in _FOREIGN:
         os.environ.pop(name, None)
     os.environ.update(variables)
+    # A rank that takes itself for the first would have Lightning start this program once more.
+    sys.modules["__main__"].__spec__ = None
+    sys.argv = [os.devnull]
     torch.set_num_threads(1)
     torch.manual_seed(0)
     outcome = Outcome()
