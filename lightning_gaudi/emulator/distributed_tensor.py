@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_gaudi.emulator import transfer
-from lightning_gaudi.emulator.tensor import HPUTensor, block_of
+from lightning_gaudi.emulator.tensor import HPUTensor
 
 _OPTIMIZER = "torch.optim.optimizer"
 _plain_device: Any = Tensor.device
@@ -53,8 +53,10 @@ def attach_to_dtensor() -> None:
 
 def _untyped_storage(self: HPUTensor) -> torch.UntypedStorage:
     storage: Any = _plain_storage(self)
-    # Weak: what was asked for its storage once must not stay in the books for that.
-    storage._block = weakref.ref(block_of(self))
+    block = getattr(self, "_block", None)  # none yet where it is this storage that one is made for
+    if block is not None:
+        # Weak: what was asked for its storage once must not stay in the books for that.
+        storage._block = weakref.ref(block)
     return storage  # type: ignore[no-any-return]
 
 
