@@ -80,33 +80,26 @@ def test_docstrings_are_real_distinct_and_in_a_fixed_order(monkeypatch):
 
 
 def test_readme_snippets_run(run_python):
-    assert len(snippets("README.md")) == 4
+    assert len(snippets("README.md")) == 2
     result = run_python(
         as_script("README.md")
         + """
 from lightning_gaudi.testing import hpu_budget
 
-assert buckets == [9, 30]
-shapes = [tuple(batch["input_ids"].shape) for batch in loader]
-assert shapes == [(2, 30), (2, 9), (2, 9), (1, 9)], shapes
+graphs = trainer.callbacks[0]
+assert isinstance(graphs, HPUGraphCallback)
+# 64 batches of a prediction and of two validations, and 2 before the fit; two were captures
+assert (graphs.stats.captures, graphs.stats.replays) == (2, 3 * 64 + 2 - 2), graphs.stats
+assert trainer.state.finished
 limits = {mark.name: mark.kwargs for mark in test_my_step_keeps_its_shapes.pytestmark}
 with hpu_budget(**limits["hpu_budget"]) as spent:
     test_my_step_keeps_its_shapes()
 assert spent.counts.compilations > 0
-steps = [e for e in events if e.kind == "mark_step"]
-assert len(steps) >= 2 * 2 * 4, events
-assert 0 < len([e for e in events if e.kind == "compile"]) < 12, events
 print('done')
 """
     )
     assert result.stdout.endswith("done\n")
     assert "forward" not in result.stderr
-
-
-def test_readme_links_exist():
-    text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
 
 
 def test_nothing_is_longer_than_400_lines():
