@@ -44,6 +44,11 @@ class Net(Classifier):
             nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)), optimizer
         )
         self.seen: list[float] = []
+        self.begun_with: list[int] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if not self.begun_with:
+            self.begun_with = torch.hpu.get_rng_state().tolist()  # type: ignore[attr-defined]
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         self.seen.append(batch[0].sum().item())

@@ -87,6 +87,9 @@ def test_a_resumed_run_can_be_resumed(tmp_path: Path) -> None:
     for name in ("step=3", "step=4", "step=11"):
         path = tmp_path / "first" / f"{name}.ckpt"
         assert_same_end(fit(ckpt_path=path, seed=8), unbroken)
+        # Stock Lightning refuses a state of a dataloader that has none there.
+        loop = torch.load(path, weights_only=True)["loops"]["fit_loop"]["state_dict"]
+        assert "combined_loader" not in loop
 
 
 def test_stock_lightning_on_the_cpu_goes_on_from_our_checkpoint(tmp_path: Path) -> None:
@@ -119,6 +122,23 @@ def test_only_a_fit_takes_the_random_numbers(tmp_path: Path) -> None:
         getattr(trainer(), name)(net, batches, ckpt_path=tmp_path / "step=5.ckpt")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.equal(torch.hpu.get_rng_state(), before[1])  # type: ignore[attr-defined]
+
+
+def test_a_fit_after_a_validation_of_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    from checkpoint.resumed import Net, loader
+    from training import trainer
+
+    net = fit(tmp_path)
+    nets = []
+    for with_validation in (False, True):
+        run = trainer(max_epochs=1)
+        if with_validation:
+            batches = DataLoader(Noisy(is_noisy=False), 4, generator=torch.Generator())
+            run.validate(net, batches, ckpt_path=tmp_path / "step=5.ckpt", verbose=False)
+        nets.append(Net())
+        torch.manual_seed(5)
+        run.fit(nets[-1], loader(generator=torch.Generator().manual_seed(2)))
+    assert nets[0].begun_with == nets[1].begun_with
 
 
 def test_weights_alone_hold_no_random_numbers(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from datetime import timedelta
 from functools import partial
@@ -22,7 +23,7 @@ from training import IGNORED_WARNINGS, Classifier, features, mlp, trainer
 
 from lightning_gaudi import GaudiFSDPStrategy, HPUAccelerator, HPUCheckpointIO, HPUPrecision
 from lightning_gaudi.errors import ConfigurationError
-from lightning_gaudi.moving_over import HPUFSDPPrecision, HPUFSDPStrategy
+from lightning_gaudi.moving_over import HPUFSDPPrecision, HPUFSDPStrategy, hints
 
 pytestmark = IGNORED_WARNINGS
 lazy = partial(HPUFSDPStrategy, mode="lazy")
@@ -38,6 +39,20 @@ def test_it_trains_as_on_the_cpu() -> None:
     precision = HPUFSDPPrecision("32-true")
     found = losses("auto", strategy=lazy(HPUAccelerator(), precision_plugin=precision))
     assert found == pytest.approx(losses("cpu"), abs=1e-5)
+
+
+def test_the_first_use_hints_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(hints, "_hinted", set())
+    lazy()
+    lazy()
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if "habana" in text] == [
+        'HPUFSDPStrategy ("hpu_fsdp") is lightning-habana\'s name and goes on working. Here it is '
+        'GaudiFSDPStrategy ("gaudi_fsdp"), with the precision of Trainer(precision=...).'
+    ]
 
 
 def test_arguments_of_lightning(monkeypatch: pytest.MonkeyPatch) -> None:

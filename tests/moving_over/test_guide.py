@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import RunPython
+from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import StrategyRegistry
 from moving_over.rows import GUIDE, evaluated, quiet_trainer, rows_under
@@ -149,6 +150,18 @@ def test_the_yaml(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(cli.trainer.strategy) is GaudiStrategy
     assert cli.trainer.precision_plugin.precision == "bf16-mixed"
     assert any(isinstance(callback, HPUGraphCallback) for callback in cli.trainer.callbacks)
+
+
+def test_fabric() -> None:
+    import lightning_gaudi.fabric
+
+    text = (ROOT / GUIDE).read_text("utf-8")
+    for name in ("GaudiFabricStrategy", "HPUFabricPrecision"):
+        assert f"`{name}`" in text
+        assert name in lightning_gaudi.fabric.__all__
+    (code,) = re.findall(r"`(Fabric\(.*?\))`", text)
+    strategy = evaluated(code, Fabric=Fabric).strategy
+    assert type(strategy) is lightning_gaudi.fabric.GaudiFabricStrategy
 
 
 def test_marks_of_ones_own_compile_nothing() -> None:

@@ -159,6 +159,14 @@ def test_registry_names_train_as_on_the_cpu(
     assert losses(accelerator, strategy=name) == pytest.approx(losses("cpu"), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["hpu_single", "hpu_parallel", "hpu_ddp"])
+def test_a_name_chooses_the_hpu_before_anybody_asks_for_cards(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(HPUAccelerator, "is_available", staticmethod(lambda: False))
+    assert type(trainer("auto", strategy=name).accelerator) is HPUAccelerator
+
+
 def test_registry() -> None:
     assert {
         name: entry["strategy"]
