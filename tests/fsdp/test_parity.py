@@ -193,6 +193,8 @@ def predict(size: int) -> Any:
     metrics = run.validate(module, loader(run), verbose=False)
     assert run.test(module, loader(run), verbose=False)[0]["test_loss"] > 0
     after = run.predict(module, loader(run))
+    if size > 1:  # nothing stays gathered where no backward follows
+        assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
     run = make_trainer(size, max_epochs=1)
     run.fit(module, loader(run))  # goes on with the same module, and a new strategy
     return first, after, metrics[0]["val_loss"], module.losses, whole(module.state_dict())
