@@ -3,105 +3,91 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import training
+from distributed.jobs import by_lightning, free_port, run_ranks, values
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import (
     _MultiProcessingLauncher,
     _SubprocessScriptLauncher,
 )
-from training import trainer
+from torch import Tensor
+from training import Classifier, conv_net, features, trainer
 
 from lightning_gaudi import GaudiStrategy
 
-# Lightning starts this script once more for the second rank.
-SCRIPT = """
-import os, sys, warnings
-warnings.simplefilter("ignore")
-import lightning as L
-import torch
-import lightning_gaudi
-from lightning.pytorch.callbacks import ModelCheckpoint
-from training import Classifier, conv_net, features
+pytestmark = training.IGNORED_WARNINGS
+
 
 class Net(Classifier):
-    def validation_step(self, batch, batch_idx):
+    """Logs and gathers what the ranks reduce together."""
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         loss = self.loss(batch)
         self.log("val_loss", loss, sync_dist=True)
         self.log("val_max", loss, sync_dist=True, reduce_fx="max")
         self.log("val_rank", float(self.global_rank), sync_dist=True)
 
-    def test_step(self, batch, batch_idx):
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
         self.gathered = self.all_gather(batch[0].sum())
 
-    def on_train_start(self):
+    def on_train_start(self) -> None:
         self.card = os.environ.get("HLS_MODULE_ID")
         self.sampler = type(self.trainer.train_dataloader.sampler).__name__
         self.wrapper = type(self.trainer.strategy.model).__name__
 
-folder, accelerator, strategy = sys.argv[1:]
-torch.manual_seed(0)
-net = Net(conv_net())
-run = L.Trainer(
-    accelerator=accelerator, strategy=strategy, devices=2, max_epochs=2, logger=False,
-    accumulate_grad_batches=2, gradient_clip_val=0.1, enable_progress_bar=False,
-    enable_model_summary=False, callbacks=[ModelCheckpoint(folder, filename="last")],
-)
-data = features((1, 6, 6))
-run.fit(net, data, data)
-results = {
-    "losses": net.losses,
-    "metrics": {name: value.item() for name, value in run.callback_metrics.items()},
-    "state": net.state_dict(),
-}
-run.test(net, data, verbose=False)
-results["gathered"] = net.gathered.cpu()
-results["decision"] = run.strategy.reduce_boolean_decision(run.global_rank == 0, all=True)
-about = {
-    "ranks": (run.global_rank, run.local_rank, run.world_size, run.num_devices),
-    "strategy": type(run.strategy).__name__,
-    "wrapper": net.wrapper,
-    "sampler": net.sampler,
-    "card": net.card,
-    "backend": torch.distributed.get_backend(),
-}
-torch.save([results, about], f"{folder}/rank{run.global_rank}.pt")
-"""
 
-
-def run_two(folder: Path, accelerator: str, strategy: str, *launcher: str) -> list[Any]:
-    """Run the script in two processes; what each rank has saved."""
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parent),
-        "LIGHTNING_GAUDI_EMULATOR_DEVICES": "2",
-        "HLS_MODULE_ID": "0",  # as a process that another rank started would inherit
-        "OMP_NUM_THREADS": "1",
-    }
-    result = subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder), accelerator, strategy],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
+def fit_and_test(folder: Path, accelerator: str, strategy: str) -> tuple[Any, Any]:
+    """What a fit and a test give, and what this process is in them."""
+    torch.manual_seed(0)
+    net = Net(conv_net())
+    run = trainer(
+        accelerator,
+        strategy=strategy,
+        devices=2,
+        accumulate_grad_batches=2,
+        gradient_clip_val=0.1,
+        callbacks=[ModelCheckpoint(folder, filename="last")],
+        enable_checkpointing=True,
     )
-    assert result.returncode == 0, result.stderr
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    data = features((1, 6, 6))
+    run.fit(net, data, data)
+    results: dict[str, Any] = {
+        "losses": net.losses,
+        "metrics": {name: value.item() for name, value in run.callback_metrics.items()},
+        "state": net.state_dict(),
+    }
+    run.test(net, data, verbose=False)
+    results["gathered"] = net.gathered.cpu()
+    results["decision"] = run.strategy.reduce_boolean_decision(run.global_rank == 0, all=True)
+    about = {
+        "ranks": (run.global_rank, run.local_rank, run.world_size, run.num_devices),
+        "strategy": type(run.strategy).__name__,
+        "wrapper": net.wrapper,
+        "sampler": net.sampler,
+        "card": net.card,
+        "backend": torch.distributed.get_backend(),
+    }
+    return results, about
 
 
-@pytest.mark.slow
+def on_two_ranks(folder: Path, accelerator: str, strategy: str) -> list[Any]:
+    folder.mkdir()
+    port = free_port()
+    # As a process that another rank started would inherit it.
+    given = [by_lightning(rank, 2, port, HLS_MODULE_ID="0") for rank in range(2)]
+    return values(run_ranks(folder, fit_and_test, folder, accelerator, strategy, variables=given))
+
+
 def test_two_cards_against_stock_ddp_on_the_cpu(tmp_path: Path) -> None:
-    for name in ("hpu", "cpu"):
-        (tmp_path / name).mkdir()
-    on_hpu = run_two(tmp_path / "hpu", "hpu", "auto")
-    on_cpu = run_two(tmp_path / "cpu", "cpu", "ddp")
+    on_hpu = on_two_ranks(tmp_path / "hpu", "hpu", "auto")
+    on_cpu = on_two_ranks(tmp_path / "cpu", "cpu", "ddp")
     for rank, ((found, about), (expected, _)) in enumerate(zip(on_hpu, on_cpu, strict=True)):
         assert about == {
             "ranks": (rank, rank, 2, 2),

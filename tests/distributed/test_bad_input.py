@@ -117,7 +117,7 @@ def test_a_rank_without_a_card(tmp_path: Path) -> None:
 
 def test_nobody_at_the_main_address(tmp_path: Path) -> None:
     port = free_port()
-    (outcome,) = run_ranks(tmp_path, fit, 2, variables=[by_lightning(1, 2, port)])
+    (outcome,) = run_ranks(tmp_path, fit, 1, variables=[by_lightning(1, 2, port)])
     assert "ProcessGroupError: rank 1 of 2 on " in outcome.error
     assert f"could not reach rank 0 at 127.0.0.1:{port} within " in outcome.error
     assert f"MASTER_ADDR (now 127.0.0.1) and MASTER_PORT (now {port}) must name" in outcome.error
@@ -128,16 +128,17 @@ def test_nobody_at_the_main_address(tmp_path: Path) -> None:
 
 def test_an_address_that_no_machine_has(tmp_path: Path) -> None:
     # RFC 5737 and RFC 6761: neither is ever given to a machine.
-    for address in ("192.0.2.1", "nowhere.invalid"):
-        variables = by_lightning(1, 2, 4000, MASTER_ADDR=address)
-        (outcome,) = run_ranks(tmp_path, fit, 2, variables=[variables])
+    addresses = ("192.0.2.1", "nowhere.invalid")
+    variables = [by_lightning(1, 2, 4000, MASTER_ADDR=address) for address in addresses]
+    outcomes = run_ranks(tmp_path, fit, 1, variables=variables)
+    for address, outcome in zip(addresses, outcomes, strict=True):
         assert f"could not reach rank 0 at {address}:4000 within " in outcome.error
         assert outcome.seconds < 30
 
 
 def test_the_others_do_not_come(tmp_path: Path) -> None:
     port = free_port()
-    (outcome,) = run_ranks(tmp_path, fit, 2, variables=[by_lightning(0, 2, port)])
+    (outcome,) = run_ranks(tmp_path, fit, 1, variables=[by_lightning(0, 2, port)])
     assert f" s at 127.0.0.1:{port} for the others, and not all came" in outcome.error
     assert "Start a process for each of the 2 ranks (devices x num_nodes)" in outcome.error
     assert outcome.seconds < 30

@@ -155,13 +155,17 @@ def fit_with_graphs(name: str, with_graphs: bool, **ddp: Any) -> Any:
     return net.losses, state, graphs.stats.replays if with_graphs else 0
 
 
-@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def fit_with_and_without_graphs(name: str) -> list[Any]:
+    return [
+        fit_with_graphs(name, True),
+        fit_with_graphs(name, False),
+        fit_with_graphs(name, True, gradient_as_bucket_view=False),
+    ]
+
+
+@pytest.mark.parametrize("name", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_graphs_of_training_with_gradients_in_buckets(tmp_path: Path, name: str) -> None:
-    found = values(run_ranks(tmp_path, fit_with_graphs, name, True))
-    expected = values(run_ranks(tmp_path, fit_with_graphs, name, False))
-    apart = partial(fit_with_graphs, name, True, gradient_as_bucket_view=False)
-    others = values(run_ranks(tmp_path, apart))
-    for one, plain, other in zip(found, expected, others, strict=True):
+    for one, plain, other in values(run_ranks(tmp_path, fit_with_and_without_graphs, name)):
         assert one[0] == plain[0] == other[0]
         assert all(torch.equal(one[1][key], plain[1][key]) for key in plain[1])
         assert all(torch.equal(other[1][key], plain[1][key]) for key in plain[1])
