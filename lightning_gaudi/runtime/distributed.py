@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -18,6 +19,7 @@ from lightning_gaudi.errors import ConfigurationError, ProcessGroupError
 from lightning_gaudi.runtime import environment, launching, loading
 
 _SAME = "same"
+_HEARD_S = 10.0
 _num_connections = 0
 
 
@@ -129,8 +131,16 @@ def agree(store: Any, rank: int, world_size: int, settings: Mapping[str, Any]) -
         ]
         store.set("verdict", _difference(all_of_them) or _SAME)
     verdict = _wait_for(store, "verdict", 0)
-    if verdict != _SAME:
-        raise ProcessGroupError(verdict)
+    if verdict == _SAME:
+        return
+    if rank != 0:
+        store.set(f"heard/{rank}", "")
+    else:
+        # Rank 0 may hold the store, which ends with it: the others must have read it before.
+        with contextlib.suppress(RuntimeError):  # one that has ended by itself
+            others = [f"heard/{other}" for other in range(1, world_size)]
+            store.wait(others, timedelta(seconds=_HEARD_S))
+    raise ProcessGroupError(verdict)
 
 
 def _wait_for(store: Any, key: str, rank: int) -> str:
