@@ -20,6 +20,7 @@ import pytest
 
 from lightning_gaudi.cli import emulating, main, script_monitor
 from lightning_gaudi.runtime import emulation
+from lightning_gaudi.runtime.process import kill_python
 
 emulate_command = importlib.import_module("lightning_gaudi.cli.emulate")
 COMMAND = [sys.executable, "-W", "ignore", "-m", "lightning_gaudi_autoload.command", "emulate"]
@@ -162,6 +163,13 @@ def test_budgets(
     if message:
         assert "What to change: " in error
         assert "script.py:" in error
+
+
+def test_the_scripts_own_code_goes_before_that_of_a_budget(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(PLAIN + "sys.exit(9)\n", max_compilations=0) == 9
+    assert "--max-compilations=0 is exceeded" in capsys.readouterr().err
 
 
 def test_a_budget_of_a_trainer_leaves_the_warm_up_out(
@@ -351,21 +359,26 @@ def test_a_lightning_cli_script_on_two_cards(tmp_path: Path) -> None:
         "enable_progress_bar": "false",
     }
     own = [f"--trainer.{name}={value}" for name, value in options.items()]
-    result = subprocess.run(
+    process = subprocess.Popen(
         [*COMMAND, "--devices", "2", "--report", "out", "script.py", "fit", *own],
         cwd=tmp_path,
         env=environment(),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,  # so that a rank that waits for ever ends with the test
     )
-    assert result.returncode == 0, result.stderr
-    assert "device hpu:0 rank 0\n" in result.stdout
-    assert "device hpu:0 rank 1\n" in result.stdout
+    try:
+        output, error = process.communicate(timeout=150)
+    finally:
+        kill_python(process)
+    assert process.returncode == 0, error
+    assert "device hpu:0 rank 0\n" in output
+    assert "device hpu:0 rank 1\n" in output
     for name, rank in (("compile_monitor", None), ("compile_monitor.rank1", 1)):
         facts = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert (facts["rank"], facts["stages"]["fit"]["steps"]) == (rank, 5)
-    assert result.stdout.count("Compile monitor") == 1
+    assert output.count("Compile monitor") == 1
 
 
 @pytest.mark.slow
