@@ -14,6 +14,7 @@ NOTICEABLE = 0.15
 """A figure that is worse than the last one by more than this share is marked."""
 
 _MET = {True: "yes", False: "**no**", None: ""}
+_SHORT = 25  # names of fewer letters say too little without their benchmark's
 _GOOD, _BAD = "#2b7a4b", "#b3402a"
 
 
@@ -141,18 +142,24 @@ def score(row: Row) -> float:
     return row.target / max(row.measured, 1e-9)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(sections: Sequence[Section], path: Path) -> None:
     """Draw how each figure stands to its target, as a PNG.
 
     Targets of 0 (no compilation, no host read) have no ratio; the page tells them.
 
     Args:
-        rows: The figures.
+        sections: The figures.
         path: The picture's file.
     """
     from matplotlib.figure import Figure
 
-    shown = [row for row in rows if row.target][::-1]
+    named = [
+        (f"{section.title}: {row.what}" if len(row.what) < _SHORT else row.what, row)
+        for section in sections
+        for row in section.rows
+        if row.target
+    ][::-1]
+    names, shown = [name for name, _ in named], [row for _, row in named]
     scores = [score(row) for row in shown]
     figure = Figure(figsize=(10, 1.2 + 0.34 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
@@ -167,8 +174,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             textcoords="offset points",
             va="center",
             fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
-    axes.set_yticks(range(len(shown)), [row.what for row in shown], fontsize=8)
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlim(0, max([*scores, 1]) * 1.25)
     axes.set_xlabel("target = 1; longer is better (emulated HPU, CPU time)")

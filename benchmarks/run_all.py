@@ -87,7 +87,7 @@ def main() -> int:
         sections=tuple(sections[title] for title in BENCHMARKS.values() if title in sections),
     )
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    draw(results.rows, PICTURE)
+    draw(results.sections, PICTURE)
     picture = os.path.relpath(PICTURE, HERE)
     PAGE.write_text(write_page(results, last, picture), "utf-8")
     FIGURES.write_text(results.to_json(), "utf-8")

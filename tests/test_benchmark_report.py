@@ -75,7 +75,7 @@ def test_score_is_one_at_the_target() -> None:
 
 
 def test_picture_is_drawn(tmp_path: Path) -> None:
-    draw([FAST, HEAVY, NONE, TOLD], tmp_path / "p.png")
+    draw(results(FAST, HEAVY, NONE, TOLD).sections, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
