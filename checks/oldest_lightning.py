@@ -63,7 +63,7 @@ def main() -> int:
         print(f"the environment has lightning {found} where {OLDEST} was wanted")
         return 1
     print(f"lightning {found}", flush=True)
-    arguments = sys.argv[1:] or ["--numprocesses", "2", "-m", "not opinfo", *CORE]
+    arguments = sys.argv[1:] or ["--numprocesses", "2", *CORE]
     return subprocess.run([PYTHON, "-m", "pytest", *arguments], cwd=ROOT).returncode
 
 
