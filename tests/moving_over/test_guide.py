@@ -238,7 +238,7 @@ def test_shapes_that_depend_on_values_for_cuda() -> None:
     assert evaluated(there, x=x) == evaluated(fixed, x=x) == 4
 
     def num_compilations(code: str) -> int:
-        with emulator.record() as events:
+        with emulator.record(empty_cache=True) as events:
             for number in range(1, 9):
                 values = torch.cat([torch.ones(number), -torch.ones(9 - number)]).to("hpu")
                 mark_step()
@@ -246,8 +246,7 @@ def test_shapes_that_depend_on_values_for_cuda() -> None:
                 mark_step()
         return sum(event.kind == "compile" for event in events)
 
-    num_compilations(fixed)
-    assert num_compilations(fixed) == 0
+    assert num_compilations(fixed) <= 3  # the mask and the sum
     assert num_compilations(there) >= 8
 
 
