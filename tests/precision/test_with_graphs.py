@@ -56,6 +56,6 @@ def test_a_graph_is_for_one_autocast() -> None:
 
 @pytest.mark.parametrize("precision", ALL)
 def test_the_monitor_finds_no_compilation_after_the_third_step(precision: Any) -> None:
-    monitor = CompileMonitor(max_compilations=0, warmup_steps=3, on_exceed="raise")
+    monitor = CompileMonitor(max_compilations=0, warmup_steps=3, on_exceed="raise", report=False)
     module = Classifier(mlp(), lambda weights: torch.optim.SGD(weights, 0.1))
     trainer("hpu", precision=precision, callbacks=[monitor], max_epochs=3).fit(module, features())
